@@ -1,0 +1,75 @@
+"""The Parquet contract: columns, types, class names, and the error that a user can act on.
+
+    from recipe.schema import CLASS_NAMES, arrow_schema, check_dataset
+
+Both `data_prep` (which writes the shards) and `recipe` (which reads them) know this module; it knows nobody and
+imports its libraries only where they are used, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+CLASS_NAMES = ("person", "head")
+SPLITS = {"train": "train", "val": "validation"}  # YOLO folder -> Hub split
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: says the value, what is allowed, and the command that fixes it.
+
+    The command lines print it as one line without a traceback and exit with code 2.
+    """
+
+
+def features() -> datasets.Features:
+    """The columns as `datasets.Features`: the layout that Hub object-detection datasets use.
+
+    `objects.bbox` is COCO `[x, y, w, h]` in pixels of the image after its EXIF orientation was applied, as are `width`
+    and `height`; `objects.area` is w * h in pixels.
+    """
+    from datasets import ClassLabel, Features, Image, List, Value
+
+    return Features(
+        {
+            "image": Image(),
+            "image_id": Value("int64"),
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "objects": {
+                "id": List(Value("int64")),
+                "bbox": List(List(Value("float32"), length=4)),
+                "area": List(Value("float32")),
+                "category": List(ClassLabel(names=list(CLASS_NAMES))),
+                "iscrowd": List(Value("int8")),
+            },
+        }
+    )
+
+
+def arrow_schema() -> pa.Schema:
+    """The same columns as an Arrow schema, with the metadata from which `load_dataset` restores the features."""
+    return features().arrow_schema
+
+
+def check_dataset(found: datasets.Features, where: str) -> None:
+    """Refuse a dataset whose columns are not the contract's.
+
+    Raises:
+        UserError: naming each column that is missing or of another type, and the command that packs a folder.
+    """
+    expected = features()
+    problems = []
+    for name, feature in expected.items():
+        if name not in found:
+            problems.append(f"column {name!r} is missing")
+        elif found[name] != feature:
+            problems.append(f"column {name!r} is {found[name]}, expected {feature}")
+    if problems:
+        raise UserError(
+            f"{where} does not hold the columns of this recipe: {'; '.join(problems)}. "
+            "Pack a YOLO folder with `python -m data_prep pack YOLO_DIR --out DIR`."
+        )
