@@ -163,7 +163,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="recipe train",
         description="Train a DETR over a frozen DINOv3 on a packed dataset.",
-        epilog="Every flag of transformers' TrainingArguments works too (--learning_rate 5e-5, --push_to_hub true ...). "
+        epilog="Every flag of transformers' TrainingArguments works too (--learning_rate 5e-5, --push_to_hub ...). "
         "Replaced defaults: " + ", ".join(f"{name} {value}" for name, value in TRAINING.items()),
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
