@@ -1,0 +1,99 @@
+"""The dataset card and the manifest that `python -m data_prep pack` writes beside the shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.statistics import Statistics
+from recipe.schema import features
+
+
+def write_manifest(out: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json: counts in and out, and every shard with its sha256."""
+    _replace(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def write_card(out: Path, manifest: dict[str, Any], found: dict[str, Statistics], repo_id: str | None = None) -> None:
+    """Write README.md, from whose header `load_dataset` and the Hub's viewer learn splits, columns and classes."""
+    header = yaml.safe_dump(card_header(manifest), sort_keys=False, allow_unicode=True)
+    _replace(out / "README.md", f"---\n{header}---\n\n{card_text(manifest, found, repo_id)}")
+
+
+def card_header(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The card's metadata, in the form that the `datasets` library writes itself."""
+    from datasets import DatasetInfo
+    from datasets.splits import SplitDict, SplitInfo
+
+    splits = manifest["splits"]
+    size = {name: sum(file["bytes"] for file in split["files"]) for name, split in splits.items()}
+    info = DatasetInfo(
+        features=features(),
+        splits=SplitDict({n: SplitInfo(n, num_bytes=size[n], num_examples=splits[n]["images"]) for n in splits}),
+        download_size=sum(size.values()),
+        dataset_size=sum(size.values()),
+    )
+    data_files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
+    return {
+        "task_categories": ["object-detection"],
+        "tags": ["crowd-detection"],
+        "dataset_info": info._to_yaml_dict(),
+        "configs": [{"config_name": "default", "data_files": data_files}],
+    }
+
+
+def card_text(manifest: dict[str, Any], found: dict[str, Statistics], repo_id: str | None) -> str:
+    """The card's body: how to load, what is in it, what was left out."""
+    rows = {name: found[name].summary() for name in found}
+    lines = [
+        f"# {repo_id or 'Crowd detection: ' + ' and '.join(manifest['classes'])}",
+        "",
+        "Boxes are COCO `[x, y, width, height]` in pixels of the image after its EXIF orientation was applied, cut at "
+        "its border; `width` and `height` are of that image. The image bytes are the original files'.",
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        f'dataset = load_dataset("{repo_id or "DIR"}")  # {", ".join(rows)}',
+        "```",
+        "",
+        "| | " + " | ".join(rows) + " |",
+        "|---|" + "---:|" * len(rows),
+    ]
+    for label, value in STATISTICS.items():
+        lines.append(f"| {label} | " + " | ".join(value(row) for row in rows.values()) + " |")
+    lines += ["", "Packed with `python -m data_prep pack`; every line and image that was cut or left out:", ""]
+    for name, split in manifest["splits"].items():
+        lines.append(f"- {name}: {conservation(split)}")
+    return "\n".join(lines) + "\n"
+
+
+def conservation(split: dict[str, Any]) -> str:
+    """What went in and what came out, in one sentence."""
+    dropped = sum(split["boxes_dropped"].values())
+    rules = ", ".join(f"{count} {rule}" for rule, count in split["boxes_dropped"].items())
+    clipped = split["problems"].get("clipped: over_border", 0)
+    return (
+        f"{split['images_in']:,} images in = {split['images']:,} packed + {split['images_left_out']:,} left out; "
+        f"{split['boxes_in']:,} boxes in = {split['boxes']:,} packed + {dropped:,} dropped"
+        f"{f' ({rules})' if rules else ''}; {clipped:,} cut at the border"
+    )
+
+
+STATISTICS = {
+    "images": lambda s: f"{s['images']:,}",
+    "landscape or square / portrait": lambda s: f"{s['landscape']:,} / {s['portrait']:,}",
+    "images without boxes": lambda s: f"{s['images_without_boxes']:,}",
+    "person / head boxes": lambda s: f"{s['boxes_per_class']['person']:,} / {s['boxes_per_class']['head']:,}",
+    "boxes per image: mean, 95 %, largest": lambda s: "{mean:.1f}, {p95:.0f}, {max}".format(**s["boxes_per_image"]),
+    "recall ceiling with 300 queries": lambda s: f"{s['recall_ceiling']:.1%}",
+}
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

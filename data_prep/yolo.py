@@ -1,0 +1,224 @@
+"""Read a YOLO folder: `folder = open_folder(DIR)` lists it, `scan(folder, entries, workers, verify)` reads it.
+
+Accepts DIR/images/train + DIR/labels/train and DIR/train/images + DIR/train/labels, as data.yaml says.
+The rules for label lines are in data_prep.labels, those for images in data_prep.image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from data_prep.image import Verify, image_size
+from data_prep.labels import Labels, Problem, label_lines, read_labels
+from recipe.schema import CLASS_NAMES, SPLITS, UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
+NOT_LABELS = ("classes.txt", "labels.txt")  # annotation tools leave these beside the label files
+
+
+class Entry(NamedTuple):
+    """An image and its label file, both relative to the dataset's root, with the stamps that show a change."""
+
+    name: str  # relative to the split's folder of images
+    image: str
+    label: str | None
+    stamp: tuple[int, ...]  # image size in bytes and mtime in ns, then the label file's
+    clash: str = ""  # why the pair cannot be told apart from another
+
+    @property
+    def size(self) -> int:
+        return self.stamp[0]
+
+
+@dataclass
+class Split:
+    """One split: the pairs in sorted order, and files that belong to no image."""
+
+    images: Path
+    entries: list[Entry] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    orphan_boxes: int = 0
+
+
+@dataclass
+class YoloFolder:
+    """A YOLO dataset. `classes` maps the ids in its label files to ours; `splits` has the Hub's names."""
+
+    root: Path
+    classes: dict[int, int]
+    splits: dict[str, Split]
+
+
+class Example(NamedTuple):
+    """One image as read. A refused image has no `data` and no boxes; all its lines count as dropped."""
+
+    entry: Entry
+    data: bytes  # untouched
+    width: int
+    height: int
+    labels: Labels
+
+
+def open_folder(yolo_dir: Path) -> YoloFolder:
+    """List the splits and pair images with label files. Reads data.yaml and folder listings, no image and no label.
+
+    Raises:
+        UserError: no such folder, no data.yaml, other class names than `CLASS_NAMES`, a split without images.
+    """
+    yolo_dir = Path(yolo_dir)
+    if not yolo_dir.is_dir():
+        raise UserError(f"there is no folder {yolo_dir}: give the folder that holds data.yaml")
+    path = yolo_dir / "data.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{yolo_dir} holds no data.yaml: it must name `train:`, `val:` and `names: [{', '.join(CLASS_NAMES)}]`; "
+            "`python -m data_prep sample OUT` writes an example"
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must hold the keys `train`, `val` and `names`")
+    classes = _class_ids(config.get("names"), path)
+    root = yolo_dir / str(config.get("path") or "")
+    root = root if root.is_dir() else yolo_dir  # `path` often names the machine on which the dataset was made
+    return YoloFolder(root, classes, {name: _list_split(root, config.get(key), key) for key, name in SPLITS.items()})
+
+
+def _class_ids(names: Any, path: Path) -> dict[int, int]:
+    try:
+        found = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+    except (TypeError, ValueError):
+        raise UserError(f"{path} needs `names: [{', '.join(CLASS_NAMES)}]`, found {names!r}") from None
+    values = list(found.values())
+    if not values or set(values) - set(CLASS_NAMES) or len(set(values)) < len(values):
+        raise UserError(
+            f"{path} names the classes {', '.join(values) or 'nothing'}; allowed are {' and '.join(CLASS_NAMES)}, "
+            "each once, in any order: rename them in data.yaml, and take other classes out of the label files"
+        )
+    return {number: CLASS_NAMES.index(name) for number, name in found.items()}
+
+
+def _list_split(root: Path, where: Any, key: str) -> Split:
+    if not isinstance(where, str) or not where:
+        raise UserError(f"data.yaml must name one folder of images as `{key}:`, found {where!r}")
+    images = root / where
+    if not images.is_dir() and where.startswith("../"):  # Roboflow exports count from a folder of their own
+        images = root / where.removeprefix("../")
+    if not images.is_dir():
+        raise UserError(
+            f"the `{key}` images should be in {images}, which is not a folder: correct `{key}:` in data.yaml"
+        )
+    if images.name != "images" and (images / "images").is_dir():
+        images = images / "images"
+    parts = list(images.parts)
+    if "images" in parts:  # the last one: images/train -> labels/train, train/images -> train/labels
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    labels = Path(*parts)
+    if not labels.is_dir():
+        raise UserError(f"the `{key}` label files should be in {labels}, which is not a folder (it may be empty)")
+    split = _pair(root, images, labels)
+    if not split.entries:
+        raise UserError(f"the `{key}` split has no images: {images} holds no {' '.join(IMAGE_SUFFIXES)} file")
+    return split
+
+
+def _pair(root: Path, images: Path, labels: Path) -> Split:
+    split = Split(images)
+    label_of: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, stamp in _files(labels):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() == ".txt" and os.path.basename(name) not in NOT_LABELS:
+            label_of[stem] = (_relative(labels, name, root), stamp)
+    found = [(name, stamp) for name, stamp in _files(images)]
+    same_stem = Counter(os.path.splitext(name)[0] for name, _ in found if name.lower().endswith(IMAGE_SUFFIXES))
+    taken = set()
+    for name, stamp in found:
+        stem, suffix = os.path.splitext(name)
+        file = _relative(images, name, root)
+        if suffix.lower() in IMAGE_SUFFIXES:
+            label, label_stamp = label_of.get(stem, (None, ())) if stem not in taken else (None, ())
+            clash = f"{same_stem[stem]} images share the label {stem}.txt" if same_stem[stem] > 1 else ""
+            split.entries.append(Entry(name, file, label, stamp + label_stamp, clash))
+            taken.add(stem)
+        elif labels != images or suffix.lower() != ".txt":
+            split.problems.append(Problem(file, 0, "not_an_image", "ignored", f"suffix {suffix or 'missing'}"))
+    for stem in sorted(label_of.keys() - taken):
+        file = label_of[stem][0]
+        lines = len(label_lines((root / file).read_bytes()))
+        split.orphan_boxes += lines
+        split.problems.append(Problem(file, 0, "label_without_image", "ignored", f"{lines} boxes"))
+    return split
+
+
+def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Every visible file below a folder, sorted, as (relative name, (size, mtime in ns))."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                path = os.path.join(base, name)
+                status = os.lstat(path) if not os.path.exists(path) else os.stat(path)  # a dead link is unreadable
+                found.append(
+                    (os.path.relpath(path, folder).replace(os.sep, "/"), (status.st_size, status.st_mtime_ns))
+                )
+    return sorted(found)
+
+
+def _relative(folder: Path, name: str, root: Path) -> str:
+    return os.path.relpath(folder / name, root).replace(os.sep, "/")
+
+
+def scan(folder: YoloFolder, entries: Iterable[Entry], workers: int, verify: Verify) -> Iterator[Example]:
+    """Read and judge images in the order given, with `workers` threads and a bounded number of images in memory.
+
+    Threads suffice: the decoders, file reads and hashes let go of Python's lock.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[Example]] = deque()
+        try:
+            for entry in entries:
+                ahead.append(pool.submit(read_example, folder, entry, verify))
+                if len(ahead) > 8 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_example(folder: YoloFolder, entry: Entry, verify: Verify = "full") -> Example:
+    """Read one image and its label file. What is wrong with them is in `labels.problems`, never raised."""
+    lines, data, reason = b"", b"", ""
+    width = height = 1
+    rule = "unreadable_label"
+    try:
+        lines = (folder.root / entry.label).read_bytes() if entry.label else b""
+        rule = "ambiguous_label"
+        if entry.clash:
+            raise ValueError(entry.clash)
+        rule = "unreadable_image"
+        data = (folder.root / entry.image).read_bytes()
+        width, height = image_size(data, verify)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    labels = read_labels(lines, entry.label or "", folder.classes, width, height)
+    if not reason:
+        return Example(entry, data, width, height, labels)
+    problems = [Problem(entry.image, 0, rule, "refused", reason)]
+    problems += [problem for problem in labels.problems if problem.action == "refused"]
+    dropped = Counter({rule: labels.boxes_in}) if labels.boxes_in else Counter()
+    empty = read_labels(b"", "", folder.classes, 1, 1)
+    return Example(entry, b"", 0, 0, empty._replace(boxes_in=labels.boxes_in, dropped=dropped, problems=problems))
