@@ -1,0 +1,199 @@
+"""The loopback Hub's machines: a job is a local subprocess of its command, on an empty disk, with a time limit.
+
+The command sees what a job on the Hub sees: its environment and secrets, JOB_ID, ACCELERATOR, CPU_CORES and MEMORY, no
+token but one passed as a secret, and a home that is gone at the end. At its timeout, when it is cancelled, and when
+`Jobs.kill` plays a lost machine, the whole process group gets SIGKILL with no warning.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from loopback.store import now, write_json
+
+DEFAULT_TIMEOUT = 30 * 60  # seconds, as on the Hub
+ENDED = ("COMPLETED", "ERROR", "CANCELED")
+FLAVORS = {  # name: vCPU, RAM in GB, disk in GB, accelerator, its memory in GB, $ per hour (August 2026)
+    "cpu-basic": (2, 16, 50, None, 0, 0.01),
+    "cpu-upgrade": (8, 32, 50, None, 0, 0.03),
+    "t4-small": (4, 15, 50, "T4", 16, 0.40),
+    "l4x1": (8, 30, 400, "L4", 24, 0.80),
+    "a10g-small": (4, 15, 110, "A10G", 24, 1.00),
+    "a10g-large": (12, 46, 200, "A10G", 24, 1.50),
+    "l40sx1": (8, 62, 380, "L40S", 48, 1.80),
+    "a100-large": (12, 142, 1000, "A100", 80, 2.50),
+}
+
+
+class Job:
+    """One job: `info` is what the Hub tells of it, `spec` what was asked for (secrets included), `log` its lines."""
+
+    def __init__(self, root: Path, info: dict[str, Any], spec: dict[str, Any], log: list[dict[str, str]]) -> None:
+        self.root, self.info, self.spec, self.log = root, info, spec, log
+        self.process: subprocess.Popen[str] | None = None
+        self.killed = threading.Event()
+        self.verdict: tuple[str, str | None] = ("ERROR", None)  # how it ends once it is killed
+        self.save()
+
+    @classmethod
+    def new(cls, root: Path, spec: dict[str, Any], owner: str, user: str) -> "Job":
+        asked = ("dockerImage", "spaceId", "command", "arguments", "environment", "flavor", "volumes")
+        person = {"id": owner, "name": owner, "type": "user" if owner == user else "org"}
+        info = {
+            **{key: spec[key] for key in asked if key in spec},
+            **{"id": uuid.uuid4().hex[:24], "createdAt": now(), "owner": person, "retry": spec.get("attempts", 1) - 1},
+            **{"secrets": dict.fromkeys(spec.get("secrets", {}), ""), "labels": spec.get("labels", {})},
+            **{
+                "status": {"stage": "SCHEDULING", "message": None},
+                "initiator": {"type": "user", "id": user, "name": user},
+            },
+        }
+        return cls(root, info, spec, [])
+
+    @property
+    def stage(self) -> str:
+        return self.info["status"]["stage"]
+
+    @property
+    def ended(self) -> bool:
+        return self.stage in ENDED
+
+    def save(self) -> None:
+        """The spec stays in memory, because of its secrets."""
+        write_json(self.root / "jobs" / f"{self.info['id']}.json", {"info": self.info, "log": self.log})
+
+    def describe(self) -> dict[str, Any]:
+        times = [self.info.get(key) or now() for key in ("createdAt", "startedAt", "finishedAt")]
+        created, started, finished = (datetime.fromisoformat(t).timestamp() for t in times)
+        parts = {
+            "schedulingSecs": started - created,
+            "runningSecs": finished - started,
+            "totalSecs": finished - created,
+        }
+        return {**self.info, "durations": {key: int(seconds) for key, seconds in parts.items()}}
+
+    def run(self, schedule_seconds: float, env: dict[str, str]) -> None:
+        """For a thread: wait for a machine, run the command up to `attempts` times, note how it ended."""
+        self.killed.wait(schedule_seconds)
+        limit = self.spec.get("timeoutSeconds", DEFAULT_TIMEOUT)
+        timer = threading.Timer(limit, self.kill, ("ERROR", "Job timeout"))
+        timer.daemon = True
+        timer.start()
+        code = 0
+        for _ in range(self.spec.get("attempts", 1)):
+            if not self.killed.is_set():
+                code = self._attempt(env)
+            if code == 0 or self.killed.is_set():
+                break
+        timer.cancel()
+        failed = ("ERROR", f"Job failed with exit code: {code}. Reason: Error")
+        stage, message = self.verdict if self.killed.is_set() else failed if code else ("COMPLETED", None)
+        self.info["finishedAt"], self.info["status"] = now(), {"stage": stage, "message": message}
+        self.save()
+
+    def _attempt(self, env: dict[str, str]) -> int:
+        home = self.root / "machines" / self.info["id"]
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        self.note(f"===== Job started at {now()} =====")
+        try:
+            self.process = subprocess.Popen(
+                [*self.spec["command"], *self.spec.get("arguments", [])],
+                cwd=home,
+                env=self._environment(home, env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            self.note(str(error))
+            return 127
+        self.info.setdefault("startedAt", now())
+        self.info["status"] = {"stage": "RUNNING", "message": None}
+        reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        reader.start()
+        if self.killed.is_set():  # while it started
+            self._kill_group()
+        code = self.process.wait()
+        self._kill_group()  # with its first process a container ends, whatever else ran in it
+        reader.join()
+        shutil.rmtree(home, ignore_errors=True)
+        return code if code >= 0 else 128 - code
+
+    def _environment(self, home: Path, env: dict[str, str]) -> dict[str, str]:
+        cpus, ram, _, gpu, _, _ = FLAVORS[self.spec["flavor"]]
+        machine = {
+            "JOB_ID": self.info["id"],
+            "ACCELERATOR": gpu or "none",
+            "CPU_CORES": str(cpus),
+            "MEMORY": f"{ram}Gi",
+        }
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+        base = {"PATH": path, "HOME": str(home), "HF_HOME": str(home / "hf"), "TMPDIR": str(home), "LANG": "C.UTF-8"}
+        given = {**self.spec.get("environment", {}), **self.spec.get("secrets", {})}
+        return {**base, **env, **{key: str(value) for key, value in given.items()}, **machine}
+
+    def _read(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.note(line.rstrip("\n"))
+
+    def note(self, line: str) -> None:
+        self.log.append({"timestamp": now(), "data": line})
+
+    def kill(self, stage: str, message: str | None) -> None:
+        if not self.ended:
+            self.verdict = (stage, message)
+            self.killed.set()
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Jobs:
+    """All jobs of one Hub. Those that a dead server left unfinished are errors when it comes back."""
+
+    def __init__(self, root: Path, schedule_seconds: float, env: dict[str, str]) -> None:
+        self.root, self.schedule_seconds, self.extra = root, schedule_seconds, env
+        self.env: dict[str, str] = {}  # the Hub's address; filled in when it listens
+        self.all: dict[str, Job] = {}
+        self._threads: list[threading.Thread] = []
+        for file in (root / "jobs").glob("*.json"):
+            stored = json.loads(file.read_text())
+            if stored["info"]["status"]["stage"] not in ENDED:
+                stored["info"]["status"] = {"stage": "ERROR", "message": "Job failed: its machine is gone"}
+            self.all[stored["info"]["id"]] = Job(root, stored["info"], {}, stored["log"])
+
+    def start(self, spec: dict[str, Any], owner: str, user: str) -> Job:
+        job = Job.new(self.root, spec, owner, user)
+        self.all[job.info["id"]] = job
+        env = {**self.env, **self.extra}
+        thread = threading.Thread(target=job.run, args=(self.schedule_seconds, env), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return job
+
+    def kill(self, job_id: str) -> None:
+        """The machine is lost: SIGKILL to everything that the job started."""
+        self.all[job_id].kill("ERROR", "Job failed with exit code: 137. Reason: Error")
+
+    def kill_all(self) -> None:
+        for job_id in self.all:
+            self.kill(job_id)
+        for thread in self._threads:
+            thread.join(timeout=10)
