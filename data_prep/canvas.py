@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
@@ -18,29 +20,35 @@ class Canvas:
         self.haze = haze
         self.clear = 1.0  # how much of a colour comes through at the distance of what is drawn
         self.who = 0
-
-    def _colour(self, colour: np.ndarray) -> tuple[float, ...]:
-        mixed = np.clip(colour, 0, 255) * self.clear + self.haze * (1 - self.clear)
-        return tuple(mixed.tolist())
+        self.peopled = False  # before anybody is there, all belongs to the street
 
     def polygon(self, points: np.ndarray, colour: np.ndarray) -> None:
         """Fill a polygon [n, 2] in pixels."""
-        fixed = np.round(np.clip(points, -20000, 20000) * SCALE * 2**SUBPIXEL).astype(np.int32)
-        cv2.fillPoly(self.pixels, [fixed], self._colour(colour), cv2.LINE_AA, SUBPIXEL)
-        cv2.fillPoly(self.owner, [fixed], (self.who,), cv2.LINE_8, SUBPIXEL)
+        fixed = [np.rint(points * (SCALE << SUBPIXEL)).astype(np.int32)]
+        mixed = (colour * self.clear + self.haze * (1 - self.clear)).tolist()
+        cv2.fillPoly(self.pixels, fixed, mixed, cv2.LINE_AA, SUBPIXEL)
+        if self.peopled:
+            cv2.fillPoly(self.owner, fixed, (self.who,), cv2.LINE_8, SUBPIXEL)
 
     def limb(self, points: np.ndarray, thick: np.ndarray, colour: np.ndarray) -> None:
         """A polyline [n, 2] with its half width [n] at each point, rounded at both ends."""
-        step = np.gradient(points, axis=0)
-        normal = np.stack([-step[:, 1], step[:, 0]], axis=1) / (np.linalg.norm(step, axis=1, keepdims=True) + 1e-9)
-        side = normal * thick[:, None]
+        step = np.empty_like(points)
+        step[0], step[-1] = points[1] - points[0], points[-1] - points[-2]
+        step[1:-1] = points[2:] - points[:-2]
+        side = step[:, ::-1] * np.array([-1.0, 1.0]) * (thick / (np.hypot(step[:, 0], step[:, 1]) + 1e-9))[:, None]
         self.polygon(np.concatenate([points + side, (points - side)[::-1]]), colour)
         for end in (0, -1):
-            self.ellipse(points[end], np.array([thick[end], thick[end]]), colour)
+            if thick[end] > 0.7:
+                self.ellipse(points[end], thick[end], colour)
 
     def ellipse(
-        self, centre: np.ndarray, radii: np.ndarray, colour: np.ndarray, start: float = 0.0, stop: float = 360.0
+        self, centre: np.ndarray, radii: np.ndarray | float, colour: np.ndarray, start: float = 0, stop: float = 360
     ) -> None:
         """An ellipse, or the part of it between two angles in degrees (0 right, 90 down)."""
-        angle = np.deg2rad(np.linspace(start, stop, 24))
-        self.polygon(centre + radii * np.stack([np.cos(angle), np.sin(angle)], axis=1), colour)
+        self.polygon(centre + radii * _arc(start, stop), colour)
+
+
+@lru_cache
+def _arc(start: float, stop: float) -> np.ndarray:
+    angle = np.deg2rad(np.linspace(start, stop, 20))
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)  # [20, 2]

@@ -71,10 +71,10 @@ def _draw_background(canvas: Canvas, rng: np.random.Generator, camera: Camera, s
     rows = len(canvas.owner)
     horizon = int(camera.horizon * SCALE)
     down = np.linspace(0, 1, max(horizon, 1))[:, None]
-    canvas.pixels[:horizon] = (sky[0] * (1 - down) + sky[1] * down)[:, None].astype(np.uint8)
     near = np.linspace(0, 1, rows - horizon)[:, None] ** 0.5
     road = np.array([92.0, 92, 96]) * rng.uniform(0.8, 1.4)
-    canvas.pixels[horizon:] = (sky[1] * 0.7 * (1 - near) + road * near)[:, None].astype(np.uint8)
+    columns = np.concatenate([sky[0] * (1 - down) + sky[1] * down, sky[1] * 0.7 * (1 - near) + road * near])
+    canvas.pixels[:] = cv2.resize(columns[:, None].astype(np.uint8), canvas.owner.shape[::-1])
     kerb = half * rng.uniform(0.5, 0.7)
     for side in (-1, 1):
         _slab(canvas, camera, (side * kerb, side * half), (1.0, 150.0), road * 1.25)
@@ -130,6 +130,7 @@ def _draw_crowd(
     for z in rng.uniform(nearest * 1.5, farthest, rng.integers(3, 8)):
         things.append((z, half * float(rng.choice([-0.72, 0.72])), False))
     found: list[Drawn] = []
+    canvas.peopled = True
     for z, x, is_person in sorted(things, reverse=True):
         foot = camera.project(np.array([(x, 0.0, z)]))[0]
         canvas.clear = float(np.exp(-z / 110))
