@@ -44,6 +44,19 @@ class Annotations:
         """The rows of the box arrays that belong to image `index`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    def targets(self, index: int) -> dict[str, Any]:
+        """Ground truth of image `index` as `DetectionMetrics.update` takes it: size, target_xyxy in original pixels ..."""
+        rows = self.rows(index)
+        xyxy = self.boxes_xywh[rows].copy()  # [n, 4]
+        xyxy[:, 2:] += xyxy[:, :2]
+        return {
+            "size": (int(self.height[index]), int(self.width[index])),
+            "target_xyxy": xyxy,
+            "target_labels": self.labels[rows],
+            "target_area": self.area[rows],
+            "iscrowd": self.iscrowd[rows],
+        }
+
     @property
     def counts(self) -> np.ndarray:  # int64 [n]
         """Boxes per image."""

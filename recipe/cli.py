@@ -1,0 +1,121 @@
+"""The command `recipe`: train, evaluate, predict, replay, doctor.
+
+    recipe train --preset pilot
+
+Imports lazily: `--help` and a wrong flag answer at once, without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from recipe.config import parse_train, train_parser
+from recipe.schema import CLASS_NAMES, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; a user's mistake is one line on stderr and exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if argv[:1] == ["train"]:
+        if {"-h", "--help"} & set(argv):
+            train_parser().parse_args(["--help"])
+        config, rest = parse_train(argv[1:])
+    else:
+        options = parser.parse_args(argv)
+    # albumentations would ask the network for its newest version at import; tokenizers warn about forks.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("recipe").setLevel(logging.INFO)
+    try:
+        if argv[0] == "train":
+            from recipe.train import train
+
+            return train(config, rest)
+        return int(options.run(options) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands; those of `train` live in `recipe.config`."""
+    parser = argparse.ArgumentParser(
+        prog="recipe", description="Train and judge a crowd detector: a frozen DINOv3 under DETR.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train on a packed dataset (`recipe train --help` has its flags)")
+
+    evaluate = commands.add_parser("evaluate", help="COCO and crowd metrics of a checkpoint, and the report")
+    evaluate.add_argument("checkpoint", help="a run's folder, a checkpoint-N, or a Hub repo")
+    evaluate.add_argument("--data", required=True, help="packed folder or Hub dataset repo")
+    evaluate.add_argument("--split", default="validation", choices=("train", "validation"))
+    evaluate.add_argument("--out", help="folder for the report; default CHECKPOINT/evaluation-SPLIT")
+    evaluate.add_argument("--revision", help="branch, tag (epoch-03) or commit of a Hub repo")
+    evaluate.add_argument("--batch_size", type=int, default=4)
+    evaluate.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
+    evaluate.add_argument("--limit", type=int, help="only the first so many images")
+    evaluate.add_argument("--compare", help="an earlier metrics.json to stand beside")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", help="boxes for images: COCO results JSON and drawn images")
+    predict.add_argument("checkpoint", help="a run's folder, a checkpoint-N, or a Hub repo")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="images or folders of images")
+    predict.add_argument("--out", required=True, help="folder for predictions.json and the drawn images")
+    predict.add_argument("--threshold", type=_score, help=f"one score for all of {', '.join(CLASS_NAMES)}; default: "
+                         "those that the checkpoint carries, else 0.5")  # fmt: skip
+    predict.add_argument("--revision", help="branch, tag (epoch-03) or commit of a Hub repo")
+    predict.set_defaults(run=_predict)
+
+    replay = commands.add_parser("replay", help="repeat the step whose loss was not finite")
+    replay.add_argument("folder", help="OUTPUT_DIR/nonfinite/step-N")
+    replay.set_defaults(run=_replay)
+
+    doctor = commands.add_parser("doctor", help="the preflight: imports, GPU, driver, access, token, disk")
+    for flag in ("data", "backbone", "hub_model_id", "trackio_space_id", "output_dir"):
+        doctor.add_argument(f"--{flag}")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a score from 0 to 1")
+    return value
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from recipe.evaluate import evaluate
+
+    return evaluate(options)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from recipe.predict import predict
+
+    return predict(options)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from recipe.replay import replay
+
+    return replay(options.folder)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from recipe.doctor import doctor
+
+    return doctor(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

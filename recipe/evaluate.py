@@ -1,0 +1,75 @@
+"""`recipe evaluate`: the metrics and the report of any checkpoint; it needs no training state.
+
+recipe evaluate outputs/run --data DIR_OR_REPO
+recipe evaluate USER/MODEL --revision epoch-03 --data USER/DATASET --out outputs/epoch-03
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import DetrImageProcessor, TrainingArguments
+
+from recipe.config import Config
+from recipe.data import CrowdDataset, load_split
+from recipe.geometry import Geometry
+from recipe.model import load_model
+from recipe.report import print_summary, write_report
+from recipe.schema import UserError
+from recipe.trainer import CrowdTrainer
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Evaluate `options.checkpoint` on one split and write the report. Returns the exit code."""
+    model = load_model(options.checkpoint, options.revision)
+    processor = load_processor(options.checkpoint, options.revision)
+    geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
+    source, annotations, info = load_split(options.data, options.split, limit=options.limit)
+    dataset = CrowdDataset(source, annotations, geometry)
+    folder = output_folder(options)
+    gpu = torch.cuda.is_available()
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_eval_batch_size=options.batch_size,
+        dataloader_num_workers=options.workers,
+        bf16=gpu,
+        use_cpu=not gpu,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    config = Config(data=options.data, shown_images=0)
+    trainer = CrowdTrainer(config, args, model, processor, None, dataset)
+    trainer.evaluate()
+    assert trainer.evaluation is not None
+    record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": info}
+    compare = Path(options.compare) if options.compare else None
+    write_report(folder, trainer.evaluation, dataset, record=record, compare=compare)
+    print_summary(folder, trainer.evaluation)
+    print(f"report     {folder / 'report' / 'report.md'}")
+    return 0
+
+
+def load_processor(checkpoint: str, revision: str | None = None) -> DetrImageProcessor:
+    """The image processor saved beside a model: it carries the training geometry."""
+    try:
+        return DetrImageProcessor.from_pretrained(checkpoint, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint}: has no preprocessor_config.json; train saves one beside the model") from error
+
+
+def output_folder(options: argparse.Namespace) -> Path:
+    """Where the report goes: --out, or a folder inside a local checkpoint."""
+    local = Path(options.checkpoint)
+    if options.out is None and not local.is_dir():
+        raise UserError("--out is missing: a checkpoint on the Hub has no folder here to write the report into")
+    folder = Path(options.out) if options.out else local / f"evaluation-{options.split}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return folder

@@ -1,0 +1,53 @@
+"""The same few validation images at every evaluation, ground truth beside predictions: one sees the model learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from recipe.data import CrowdDataset
+from recipe.draw import draw_boxes, side_by_side
+from recipe.images import decode
+from recipe.tracking import Trackio
+
+MIN_SCORE = 0.3  # low enough that an early epoch shows something
+
+
+class Pictures(TrainerCallback):
+    """Draws the shown images after each evaluation, into OUTPUT_DIR/pictures and on the dashboard."""
+
+    def __init__(self, trainer: Any, board: Trackio | None) -> None:
+        self.trainer = trainer
+        self.board = board
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        pictures = {}
+        folder = Path(args.output_dir) / "pictures"
+        for image_id, found in sorted(self.trainer.shown.items()):
+            picture = compare(self.trainer.eval_dataset, self.trainer.row_of(image_id), found)
+            pictures[str(image_id)] = picture
+            path = folder / f"{image_id}-step-{state.global_step}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        if self.board is not None and pictures:
+            self.board.log_pictures(pictures, state.global_step)
+
+
+def compare(dataset: CrowdDataset, row: int, found: dict[str, np.ndarray]) -> np.ndarray:
+    """Ground truth and predictions of one image side by side, uint8 [h, w, 3] RGB."""
+    pixels = decode(dataset.source[row]["image"]["bytes"])
+    truth = dataset.annotations.targets(row)
+    keep = found["scores"] >= MIN_SCORE
+    captions = (
+        f"ground truth: {len(truth['target_labels'])} boxes",
+        f"predicted: {int(keep.sum())} boxes with a score of {MIN_SCORE} or more",
+    )
+    left = draw_boxes(pixels, truth["target_xyxy"], truth["target_labels"])
+    right = draw_boxes(pixels, found["pred_xyxy"][keep], found["labels"][keep])
+    return side_by_side(left, right, captions)

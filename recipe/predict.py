@@ -1,0 +1,141 @@
+"""`recipe predict`: boxes for any images, as COCO results JSON and drawn.
+
+recipe predict outputs/run photos/ --out outputs/predictions
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+from transformers import DetrForObjectDetection, DetrImageProcessor
+
+from recipe.augment import Transform
+from recipe.data import collate, normalise
+from recipe.draw import draw_boxes
+from recipe.evaluate import load_processor
+from recipe.geometry import Geometry
+from recipe.images import decode, render
+from recipe.model import load_model
+from recipe.schema import CLASS_NAMES, UserError
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+DEFAULT_THRESHOLD = 0.5
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Predict all images of `options.paths`. Returns the exit code: 2 if not one could be read."""
+    paths = find_images(options.paths)
+    model = load_model(options.checkpoint, options.revision)
+    processor = load_processor(options.checkpoint, options.revision)
+    thresholds = class_thresholds(model, options.threshold)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).eval()
+    out = Path(options.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
+    results: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    for number, path in enumerate(track(paths, description="predict", disable=not logger.isEnabledFor(logging.INFO))):
+        try:
+            pixels = decode(path.read_bytes())
+        except (OSError, ValueError) as error:
+            logger.warning("%s: left out, it cannot be read (%s)", path, error)
+            continue
+        found = detect(model, processor, pixels, thresholds)
+        images.append({"id": number, "file_name": str(path), "height": pixels.shape[0], "width": pixels.shape[1]})
+        results += coco_results(number, found)
+        drawn = draw_boxes(pixels, found["boxes"], found["labels"])
+        cv2.imwrite(str(out / f"{number:05d}-{path.stem}.jpg"), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    if not images:
+        raise UserError(f"none of the {len(paths)} images could be read")
+    (out / "predictions.json").write_text(json.dumps(results) + "\n")
+    (out / "images.json").write_text(json.dumps(images, indent=1) + "\n")
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(CLASS_NAMES, thresholds, strict=True))
+    print(f"{len(results)} boxes in {len(images)} images (thresholds: {shown})\nresults    {out / 'predictions.json'}")
+    return 0
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """All image files named or lying in named folders, sorted within each folder.
+
+    Raises:
+        UserError: a path that is not there, or no image at all.
+    """
+
+    def files() -> Iterator[Path]:
+        for name in paths:
+            path = Path(name)
+            if not path.exists():
+                raise UserError(f"{path}: no such file or folder")
+            below = sorted(path.rglob("*")) if path.is_dir() else [path]
+            yield from (item for item in below if item.suffix.lower() in SUFFIXES)
+
+    found = list(files())
+    if not found:
+        raise UserError(f"no images in {', '.join(paths)}; read are {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def class_thresholds(model: DetrForObjectDetection, wished: float | None) -> list[float]:
+    """One score per class: as wished, else those of best F1 that the checkpoint's config carries."""
+    carried = getattr(model.config, "detection_thresholds", None) or {}
+    return [wished if wished is not None else carried.get(name, DEFAULT_THRESHOLD) for name in CLASS_NAMES]
+
+
+@torch.inference_mode()
+def detect(
+    model: DetrForObjectDetection, processor: DetrImageProcessor, pixels: np.ndarray, thresholds: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """Detections of one image, uint8 [h, w, 3] RGB, on the canvas that training used.
+
+    Returns:
+        boxes [n, 4] xyxy in pixels of the image, scores [n], labels [n].
+    """
+    geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
+    height, width = pixels.shape[:2]
+    size = geometry.resized(height, width)
+    sample = {
+        "pixels": render(pixels, size, Transform()),
+        "boxes": np.zeros((0, 4), np.float32),
+        "class_labels": np.zeros(0, np.int64),
+        "image_id": 0,
+        "size": size,
+        "orig_size": (height, width),
+        "canvas": geometry.canvas(height, width),
+    }
+    batch = collate([sample])
+    labels = [{key: value.to(model.device) for key, value in batch["labels"][0].items()}]
+    inputs = normalise({"pixel_values": batch["pixel_values"].to(model.device), "labels": labels})
+    outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+    found = processor.post_process_object_detection(
+        outputs, threshold=min(thresholds), target_sizes=[(height, width)]
+    )[0]
+    arrays = {key: value.cpu().numpy() for key, value in found.items()}
+    keep = arrays["scores"] >= np.asarray(thresholds)[arrays["labels"]]
+    return {key: value[keep] for key, value in arrays.items()}
+
+
+def coco_results(image_id: int, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Detections in COCO's results form: bbox is [x, y, w, h] in pixels, category_id 0 is person, 1 head."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": int(label),
+            "bbox": [round(float(value), 2) for value in (x0, y0, x1 - x0, y1 - y0)],
+            "score": round(float(score), 5),
+        }
+        for (x0, y0, x1, y1), score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True)
+    ]

@@ -1,0 +1,174 @@
+"""The run folder: who it belongs to, which of its checkpoints are whole, and what made it (run.json).
+
+claim(Path("outputs/run"), identity, resume="auto")  ->  the checkpoint to go on from, or None
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from recipe.config import Config
+from recipe.schema import UserError
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface-hub", "trackio")
+# What may differ between a run and its continuation: nothing of it reaches a weight.
+FREE = {"preset", "data", "data_revision", "output_dir", "resume", "max_hours", "shown_images"}
+TRAINING_IDENTITY = (
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "optim",
+    "seed",
+    "bf16",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+
+
+def identity(config: Config, args: TrainingArguments, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the weights: a run may only be continued with the same."""
+    own = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    training = {name: getattr(args, name) for name in TRAINING_IDENTITY}
+    found = own | training | {"processes": args.world_size, "dataset": dict(dataset)}
+    return json.loads(json.dumps(found, default=str))
+
+
+def claim(folder: Path, wanted: Mapping[str, Any], resume: str) -> Path | None:
+    """Take `folder` for this run.
+
+    Returns:
+        The last whole checkpoint of the same run, or None to start anew. Checkpoints that a killed process left half
+        written or half deleted are removed.
+
+    Raises:
+        UserError: the folder cannot be written, holds something else or another run, or `resume` is "never" and it
+            holds a run at all.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another") from error
+    record = folder / RUN_FILE
+    if not record.exists():
+        if any(folder.iterdir()):
+            raise UserError(f"--output_dir {folder}: holds files that are not a run of this recipe; choose another")
+        return None
+    if resume == "never":
+        raise UserError(
+            f"--output_dir {folder}: holds another run. Give another folder, delete it, "
+            "or go on with it by `--resume auto`"
+        )
+    found = json.loads(record.read_text())["identity"]
+    differing = [
+        f"{name} was {found.get(name)}, now {wanted.get(name)}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise UserError(
+            f"--output_dir {folder}: holds a run with other settings: {'; '.join(differing)}. "
+            "Give the same settings to go on with it, or another --output_dir to start a new one"
+        )
+    return last_checkpoint(folder)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; broken ones are removed, so that nothing takes them for whole."""
+    for checkpoint in checkpoints(folder)[::-1]:
+        if is_whole(checkpoint):
+            return checkpoint
+        logger.warning("%s was left half written by a killed process: removed", checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint-N folders, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint is there; Trainer writes trainer_state.json last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+        shards = set(json.loads((checkpoint / "model.safetensors.index.json").read_text())["weight_map"].values())
+    except (OSError, ValueError):
+        return False
+    files = {path.name for path in checkpoint.iterdir()}
+    return {"config.json", "optimizer.pt", "scheduler.pt", *shards} <= files and any(
+        name.startswith("rng_state") for name in files
+    )
+
+
+def write_record(
+    folder: Path, config: Config, args: TrainingArguments, wanted: Mapping[str, Any], extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write run.json: settings, versions, device, commit, and `extra`. Tokens are left out."""
+    training = {name: value for name, value in args.to_dict().items() if "token" not in name}
+    record = {
+        "run_name": args.run_name,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "device": device(),
+        "processes": args.world_size,
+        "config": dataclasses.asdict(config),
+        "training": training,
+        "identity": dict(wanted),
+        **extra,
+    }
+    partial = folder / f"{RUN_FILE}.partial"
+    partial.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    partial.replace(folder / RUN_FILE)
+    return record
+
+
+def commit() -> str:
+    """The recipe's own git commit: from the image's label, or of the checkout that this file lies in."""
+    if "RECIPE_COMMIT" in os.environ:
+        return os.environ["RECIPE_COMMIT"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def device() -> str:
+    """What the run computes on, in words."""
+    if not torch.cuda.is_available():
+        return f"CPU ({os.cpu_count()} cores)"
+    gpu = torch.cuda.get_device_properties(0)
+    return f"{torch.cuda.device_count()} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+
+
+def save_batch(folder: Path, inputs: Mapping[str, Any], rng: Mapping[str, Any]) -> None:
+    """Keep the batch that broke a step, and the random state before it, for `recipe replay`."""
+    torch.save({"inputs": dict(inputs), "rng": dict(rng)}, folder / "batch.pt")

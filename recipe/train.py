@@ -1,0 +1,195 @@
+"""`recipe train`, as the recipe reads: settings, data, model, training, report.
+
+recipe train --preset pilot
+recipe train --data DIR_OR_REPO --output_dir outputs/run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import TrackioCallback
+
+from recipe import run, tracking
+from recipe.annotations import Annotations, describe, summary
+from recipe.config import PILOT_CPU, Config, training_defaults
+from recipe.data import CrowdDataset, load_split
+from recipe.geometry import Geometry
+from recipe.model import build_model, build_processor, freeze, load_model, write_backbone
+from recipe.pictures import Pictures
+from recipe.schema import CLASS_NAMES, UserError
+from recipe.trainer import CrowdTrainer, Deadline, NonFiniteLoss
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_EXIT = 75  # EX_TEMPFAIL: not finished, the same command goes on
+NONFINITE_EXIT = 70  # EX_SOFTWARE
+
+
+def train(config: Config, rest: Sequence[str]) -> int:
+    """Train, keep the best model, write the report. Returns the exit code: 0, or 75 when the time was up."""
+    config = fit_to_device(config)
+    args = training_arguments(config, rest)
+    folder = Path(config.output_dir)
+
+    training, validation, dataset = load_data(config, args)
+    wanted = run.identity(config, args, dataset["identity"])
+    checkpoint = run.claim(folder, wanted, config.resume) if args.should_save else run.last_checkpoint(folder)
+    args.run_name = name_run(folder, args)
+
+    set_seed(args.seed)
+    model = build(config, args, training.annotations, folder, checkpoint)
+    processor = build_processor(config.shortest_edge, config.longest_edge)
+    if args.should_save:
+        extra = {"dataset": dataset, "backbone_revision": getattr(model.config.backbone_config, "_commit_hash", None)}
+        run.write_record(folder, config, args, wanted, extra)
+
+    trainer = CrowdTrainer(config, args, model, processor, training, validation)
+    deadline = watch(trainer, config)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NONFINITE_EXIT
+    if deadline.reason is not None:
+        print(f"stopped: {deadline.reason}; the same command goes on from {run.last_checkpoint(folder)}")
+        return DEADLINE_EXIT
+    finish(trainer, config)
+    return 0
+
+
+def fit_to_device(config: Config) -> Config:
+    """The pilot takes a small canvas where there is no GPU, unless the flags say otherwise."""
+    untouched = (config.shortest_edge, config.longest_edge) == (Config.shortest_edge, Config.longest_edge)
+    if config.preset == "pilot" and untouched and not torch.cuda.is_available():
+        return dataclasses.replace(config, **PILOT_CPU)
+    return config
+
+
+def training_arguments(config: Config, rest: Sequence[str]) -> TrainingArguments:
+    """transformers' own arguments: the recipe's defaults, then what the command line says.
+
+    Raises:
+        UserError: a flag that neither the recipe nor transformers knows, or a value that transformers refuses.
+    """
+    parser = HfArgumentParser(TrainingArguments, allow_abbrev=False, add_help=False)
+
+    def refuse(message: str) -> Any:
+        raise UserError(f"{message}. `recipe train --help` lists the recipe's flags")
+
+    parser.error = refuse
+    gpu = torch.cuda.is_available()
+    parser.set_defaults(**training_defaults(config), bf16=gpu, use_cpu=not gpu, disable_tqdm=not sys.stderr.isatty())
+    values, unknown = parser.parse_known_args(list(rest))
+    if unknown:
+        known = [f"--{name}" for name in vars(values)] + [f"--{field.name}" for field in dataclasses.fields(Config)]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"unknown flag {unknown[0]}{hint}. `recipe train --help` lists the recipe's flags")
+    try:
+        return TrainingArguments(**vars(values))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"transformers refuses these flags: {str(error).splitlines()[0]}") from error
+
+
+def load_data(config: Config, args: TrainingArguments) -> tuple[CrowdDataset, CrowdDataset, dict[str, Any]]:
+    """Both splits as datasets, and what run.json says of them."""
+    data = config.data or built_in_sample(config, args)
+    geometry = Geometry(config.shortest_edge, config.longest_edge)
+    splits, record = [], {"data": data}
+    limits = {"train": config.max_train_images, "validation": config.max_val_images}
+    for split, limit in limits.items():
+        source, annotations, info = load_split(data, split, revision=config.data_revision, limit=limit)
+        found = summary(annotations, geometry, config.num_queries)
+        logger.info(describe(found, split, config.num_queries))
+        augmentation = config if split == "train" and config.augment else None
+        splits.append(CrowdDataset(source, annotations, geometry, augmentation, args.seed))
+        record |= {split: found, "revision": info["revision"], "manifest": info["manifest"]}
+    record["identity"] = {key: record[key] for key in ("manifest",)} | {
+        f"{split}_{key}": record[split][key] for split in limits for key in ("images", "boxes")
+    }
+    return splits[0], splits[1], record
+
+
+def built_in_sample(config: Config, args: TrainingArguments) -> str:
+    """The pilot's own data: a synthetic crowd, packed as a user would."""
+    from data_prep.sample import make_sample
+    from data_prep.shards import pack
+
+    folder = Path(f"{config.output_dir}-data")
+    packed = folder / "packed"
+    with args.main_process_first(desc="the built-in sample"):
+        if not (packed / "manifest.json").exists():
+            logger.info("making the built-in sample in %s", folder)
+            if not (folder / "yolo").exists():
+                make_sample(folder / "yolo", train=10, val=10, seed=0)
+            pack(folder / "yolo", packed)
+    return str(packed)
+
+
+def name_run(folder: Path, args: TrainingArguments) -> str:
+    """The run's name on Trackio: as given, else the folder's; one name for all continuations."""
+    return args.run_name if args.run_name and args.run_name != args.output_dir else folder.resolve().name
+
+
+def build(
+    config: Config, args: TrainingArguments, annotations: Annotations, folder: Path, checkpoint: Path | None
+) -> Any:
+    """The model to train: new, or that of the checkpoint (which needs no access to the gated backbone)."""
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
+        model = load_model(checkpoint)
+    else:
+        model = build_model(config, class_prior(annotations, config.num_queries))
+    shard = folder / CrowdTrainer.BACKBONE_SHARD
+    if args.should_save and not shard.exists():
+        write_backbone(model, shard)  # from the fp32 weights as loaded, before the cast
+    return freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
+
+
+def class_prior(annotations: Annotations, num_queries: int) -> list[float]:
+    """Expected share of each class, and of "no object", among the queries."""
+    boxes = np.bincount(annotations.labels, minlength=len(CLASS_NAMES)) / max(len(annotations), 1)
+    shares = (boxes / num_queries).clip(max=0.9 / len(CLASS_NAMES)).tolist()
+    return [*shares, 1 - sum(shares)]
+
+
+def watch(trainer: CrowdTrainer, config: Config) -> Deadline:
+    """Attach what observes the run: the log file, Trackio, the pictures, the deadline."""
+    folder = Path(config.output_dir)
+    board = None
+    if trainer.pop_callback(TrackioCallback) is not None:
+        board = tracking.Trackio(sent=tracking.read_log(folder))
+        trainer.add_callback(board)
+    trainer.add_callback(tracking.MetricsLog())
+    trainer.add_callback(Pictures(trainer, board))
+    deadline = Deadline(config.max_hours)
+    trainer.add_callback(deadline)
+    return deadline
+
+
+def finish(trainer: CrowdTrainer, config: Config) -> None:
+    """Save the best model at the root of the run, and write the report on it."""
+    from recipe.report import print_summary, write_report
+
+    trainer.save_model()
+    if trainer.evaluation is None or trainer.state.best_global_step not in (None, trainer.state.global_step):
+        trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation of the best model")
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(config.output_dir)
+    assert trainer.evaluation is not None
+    write_report(folder, trainer.evaluation, trainer.eval_dataset, history=tracking.read_log(folder))
+    print_summary(folder, trainer.evaluation)
+    print(f"model      {folder}")
+    print(f"report     {folder / 'report' / 'report.md'}")
+    print(f"dashboard  trackio show --project {trainer.args.project}")

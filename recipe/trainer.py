@@ -1,0 +1,253 @@
+"""The Hugging Face Trainer with the few overrides that this recipe exists for.
+
+    trainer = CrowdTrainer(config, args, model, processor, train, validation)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
+
+Batches of one orientation, normalised on the device; streaming COCO metrics; strict restore of every tensor; two
+weight shards, the frozen one hard-linked; a stop on the first non-finite loss; a deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import EvalLoopOutput
+
+from recipe.config import Config
+from recipe.data import CrowdDataset, OrientationBatchSampler, collate, normalise
+from recipe.metrics import DetectionMetrics
+from recipe.model import SHARDS, load_weights, save_detector
+from recipe.run import save_batch
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is nan or infinite; the message names the folder that replays the step."""
+
+
+class CrowdTrainer(Trainer):
+    """`transformers.Trainer` for DETR on crowds. Everything not overridden here is the library's."""
+
+    BACKBONE_SHARD = SHARDS[True]
+
+    def __init__(
+        self,
+        config: Config,
+        args: TrainingArguments,
+        model: DetrForObjectDetection,
+        processor: DetrImageProcessor,
+        train: CrowdDataset | None,
+        validation: CrowdDataset,
+    ) -> None:
+        self.recipe = config
+        self.evaluation: DetectionMetrics | None = None  # the last evaluation, for the report
+        self.shown: dict[int, dict[str, np.ndarray]] = {}  # image id -> its detections in the last evaluation
+        self._loaders: dict[str, DataLoader] = {}
+        self._layer_sums: Tensor | None = None
+        self._layer_count = 0
+        self._rng: dict[str, Any] = {}
+        self._rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
+        self._shown_ids = set(list(self._rows)[: config.shown_images])
+        super().__init__(
+            model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=processor
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean per batch: Trainer divides by the accumulation
+
+    # ---- data: whole batches of one orientation, uint8 until they are on the device ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.train_dataset, self._train_batch_size, shuffle=True)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        return self._loader("validation", eval_dataset or self.eval_dataset, self.args.eval_batch_size, shuffle=False)
+
+    def _loader(self, name: str, dataset: CrowdDataset, batch_size: int, *, shuffle: bool) -> DataLoader:
+        if name not in self._loaders:
+            workers = self.args.dataloader_num_workers
+            loader = DataLoader(
+                dataset,
+                batch_sampler=OrientationBatchSampler(
+                    dataset, batch_size, shuffle=shuffle, seed=self.args.seed, processes=self.args.world_size
+                ),
+                collate_fn=collate,
+                num_workers=workers,
+                pin_memory=self.args.dataloader_pin_memory,
+                persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
+                prefetch_factor=self.args.dataloader_prefetch_factor,
+                # A loader draws its base seed from the global generator, but a persistent one only once: a resumed run
+                # would draw one more than a run that was never stopped, and its dropout would differ from then on.
+                generator=torch.Generator().manual_seed(self.args.seed),
+            )
+            self._loaders[name] = self.accelerator.prepare(loader)
+        return self._loaders[name]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return normalise(super()._prepare_inputs(inputs))
+
+    # ---- training: the loss per decoder layer, and a stop where it is not finite ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        self._rng = random_state()
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except NonFiniteLoss:
+            folder = Path(self.args.output_dir) / "nonfinite" / f"step-{self.state.global_step}"
+            self._save(str(folder))
+            save_batch(folder, inputs, self._rng)
+            images = [int(label["image_id"]) for label in inputs["labels"]]
+            raise NonFiniteLoss(
+                f"the loss is not finite at step {self.state.global_step}, images {images}. The batch, the weights "
+                f"and the random state are in {folder}; replay the step with `recipe replay {folder}`"
+            ) from None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training:
+            if not torch.isfinite(loss):  # no extra wait for the GPU: the matcher has just had one
+                raise NonFiniteLoss
+            self._add_layer_losses(outputs.loss_dict)
+        return (loss, outputs) if return_outputs else loss
+
+    def _add_layer_losses(self, loss_dict: dict[str, Tensor]) -> None:
+        layers = self.model.config.decoder_layers
+        names = [*(f"_{layer}" for layer in range(layers - 1)), ""]
+        config = self.model.config
+        weights = (1, config.bbox_loss_coefficient, config.giou_loss_coefficient)
+        parts = torch.stack([torch.stack([loss_dict[f"{kind}{name}"] for kind in LOSSES]) for name in names]).detach()
+        sums = torch.cat([parts @ parts.new_tensor(weights), parts[-1]])  # [layers + 3]
+        self._layer_sums = sums if self._layer_sums is None else self._layer_sums + sums
+        self._layer_count += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._layer_sums is not None:
+            means = self.accelerator.reduce(self._layer_sums / self._layer_count, reduction="mean").tolist()
+            layers = len(means) - len(LOSSES)
+            logs |= {f"loss_layer_{layer + 1}": value for layer, value in enumerate(means[:layers])}
+            logs |= dict(zip(LOSSES, means[layers:], strict=True))
+            self._layer_sums, self._layer_count = None, 0
+        super().log(logs, start_time)
+
+    # ---- evaluation: nothing is kept but the detections ----
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self.evaluation = DetectionMetrics(num_queries=self.model.config.num_queries)
+        self.shown = {}
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        if self.args.world_size > 1:
+            states: list[Any] = [None] * self.args.world_size
+            torch.distributed.all_gather_object(states, (self.evaluation.state(), self.shown))
+            self.evaluation = DetectionMetrics(num_queries=self.model.config.num_queries)
+            self.evaluation.merge([state for state, _ in states])
+            self.shown = {key: value for _, shown in states for key, value in shown.items()}
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{key}": value for key, value in self.evaluation.compute().items()})
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """Feed the batch's detections to the metrics; hand only the loss back, so that memory does not grow."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        sizes = torch.stack([label["orig_size"] for label in inputs["labels"]])  # [batch, 2] height, width
+        # A threshold below 0 keeps all queries: the metrics look at every score.
+        found = self.processing_class.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
+        boxes, scores, labels = (
+            torch.stack([image[key] for image in found]).cpu().numpy() for key in ("boxes", "scores", "labels")
+        )
+        assert self.evaluation is not None
+        for row, label in enumerate(inputs["labels"]):
+            image_id = int(label["image_id"])
+            targets = self.eval_dataset.annotations.targets(self.row_of(image_id))
+            detections = {"pred_xyxy": boxes[row], "scores": scores[row], "labels": labels[row]}
+            self.evaluation.update(image_id, **detections, **targets)
+            if image_id in self._shown_ids:
+                self.shown[image_id] = detections
+        return loss.detach().mean(), None, None
+
+    def row_of(self, image_id: int) -> int:
+        """The place of a validation image in its dataset."""
+        return self._rows[image_id]
+
+    # ---- checkpoints: plain files, restored whole or not at all ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_shard)
+        self.processing_class.save_pretrained(folder)
+
+    @property
+    def backbone_shard(self) -> Path:
+        """The frozen backbone's file, written once per run and hard-linked into every checkpoint."""
+        return Path(self.args.output_dir) / self.BACKBONE_SHARD
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # The stock loader reads raw keys with strict=False and only warns about what stayed at its initial value.
+        load_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        logger.info("best model: %s (%.4f)", self.state.best_model_checkpoint, self.state.best_metric)
+        load_weights(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
+
+
+LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
+
+
+def random_state() -> dict[str, Any]:
+    """The generators that a training step draws from."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+class Deadline(TrainerCallback):
+    """Stop with a full checkpoint when the time is up or SIGTERM arrives, without evaluating half an epoch."""
+
+    def __init__(self, max_hours: float | None) -> None:
+        self.end = None if max_hours is None else time.monotonic() + max_hours * 3600
+        self.reason: str | None = None
+        self._sigterm = False
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, *_: Any) -> None:
+        self._sigterm = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        over = self._sigterm or (self.end is not None and time.monotonic() > self.end)
+        if over and state.global_step < state.max_steps:
+            self.reason = "SIGTERM" if self._sigterm else "the time given by --max_hours is up"
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if self.reason is not None:  # the checkpoint has just been written at the step's end
+            control.should_save = control.should_evaluate = False
+        return control
