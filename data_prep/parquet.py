@@ -149,8 +149,9 @@ class Tally:
 
 
 def write_problems(file: Any, problems: Iterable[Problem]) -> None:
-    """Append rows of problems.csv. The file is opened with newline=""."""
-    csv.writer(file, lineterminator="\n").writerows(problems)
+    """Append rows of problems.csv, where what was refused has been left out. The file is opened with newline=""."""
+    rows = (p._replace(action="left out") if p.action == "refused" else p for p in problems)
+    csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def sha256(path: Path) -> str:

@@ -19,13 +19,14 @@ from recipe.schema import CLASS_NAMES, UserError
 SIZES = ((1280, 720), (1024, 768), (720, 1280), (1280, 853), (768, 1024), (960, 640))  # width, height
 ROLES = {1: "no label file", 2: "empty label file", 3: "over the border", 4: "rotated", 5: "square", 6: "dense"}
 ROLES_FROM = 8  # images; a smaller split is plain
-DENSE = 260  # people drawn so that more than 300 boxes are seen
+DENSE = 200  # people drawn so that more than 300 boxes are seen
 
 
 def make_sample(out: Path, train: int, val: int, seed: int = 0) -> None:
     """Write `train` + `val` pictures, their label files and data.yaml. The same arguments give the same bytes.
 
-    An image depends on the seed, its split and its number alone, so a larger sample holds the smaller one.
+    An image depends on the seed, its split and its number alone, so a larger sample holds the smaller one
+    (from `ROLES_FROM` images on).
 
     Raises:
         UserError: `out` is not a new or empty folder, or cannot be written.
@@ -38,15 +39,21 @@ def make_sample(out: Path, train: int, val: int, seed: int = 0) -> None:
             for folder in ("images", "labels"):
                 (out / folder / split).mkdir(parents=True, exist_ok=True)
             for index in range(images):
-                role = ROLES.get(index % 24, "") if images >= ROLES_FROM and (index < 24 or index % 24 == 1) else ""
                 rng = np.random.default_rng([seed, number, index])
-                _write_example(out, split, f"{split}_{index:05d}", rng, SIZES[index % len(SIZES)], role)
+                size, role = SIZES[index % len(SIZES)], _role(split, images, index)
+                _write_example(out, split, f"{split}_{index:05d}", rng, size, role)
         names = "".join(f"  {index}: {name}\n" for index, name in enumerate(CLASS_NAMES))
         (out / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames:\n{names}")
     except OSError as error:
         raise UserError(
             f"cannot write to {out}: {error.strerror or error}; give a folder on a disk with room"
         ) from error
+
+
+def _role(split: str, images: int, index: int) -> str:
+    if images < ROLES_FROM or (split == "val" and ROLES.get(index) == "dense"):
+        return ""
+    return ROLES[1] if index % 24 == 1 else ROLES.get(index, "")
 
 
 def _write_example(

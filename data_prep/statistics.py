@@ -72,7 +72,7 @@ def crowding(counts: np.ndarray) -> dict[str, Any]:
             "max": int(total.max(initial=0)),
         },
         "beyond": {
-            "queries_300": {
+            "queries": {
                 "images": int((total > QUERIES).sum()),
                 "boxes": int(np.maximum(total - QUERIES, 0).sum()),
             },
