@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
 from recipe.annotations import Annotations, read
 from recipe.augment import Transform, draw, generator, move_boxes
@@ -247,53 +247,43 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         pixel_values: uint8 [B, 3, H, W], zero where padded (a view of [B, H, W, 3] memory).
-        labels: a dict of tensors per image: class_labels int64 [n], boxes float32 [n, 4], image_id int64 [1],
-            size and orig_size int64 [2].
+        labels: for each image a dict of NumPy arrays: class_labels int64 [n], boxes float32 [n, 4], image_id int64 [1],
+            size and orig_size int64 [2]. As tensors each would cross from a worker in a shared-memory file of its own:
+            40 open files a batch of 8 and 1.5 ms of the main process an image, against 0.1 ms.
     """
-    height, width = samples[0]["canvas"]
-    batch = _empty((len(samples), height, width, 3))
-    canvases = batch.numpy()
-    for canvas, sample in zip(canvases, samples, strict=True):
+    batch = torch.empty((len(samples), *samples[0]["canvas"], 3), dtype=torch.uint8)
+    for canvas, sample in zip(batch.numpy(), samples, strict=True):
         h, w = sample["size"]
         canvas[:h, :w] = sample["pixels"]
         canvas[h:] = 0
         canvas[:h, w:] = 0
     labels = [
-        {
-            "class_labels": torch.from_numpy(sample["class_labels"]),
-            "boxes": torch.from_numpy(sample["boxes"]),
-            "image_id": torch.tensor([sample["image_id"]]),
-            "size": torch.tensor(sample["size"]),
-            "orig_size": torch.tensor(sample["orig_size"]),
-        }
+        {"class_labels": sample["class_labels"], "boxes": sample["boxes"], "image_id": np.array([sample["image_id"]])}
+        | {name: np.array(sample[name]) for name in ("size", "orig_size")}
         for sample in samples
     ]
     return {"pixel_values": batch.permute(0, 3, 1, 2), "labels": labels}
 
 
-def _empty(shape: tuple[int, ...]) -> torch.Tensor:
-    """An uninitialised uint8 tensor; in a worker straight in shared memory, as torch's collate: it saves a copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.empty(0, dtype=torch.uint8)._typed_storage()._new_shared(int(np.prod(shape)), device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
 def normalise(batch: dict[str, Any]) -> dict[str, Any]:
-    """Turn a collated batch into the model's inputs, on the device that it lies on.
+    """Turn a collated batch into the model's inputs, on the device that its pixels lie on.
 
     Returns:
         pixel_values: float32 [B, 3, H, W], ImageNet-normalised; the padding is exactly 0, as in the stock processor,
             which pads after it normalises.
         pixel_mask: bool [B, H, W], true on the image.
-        labels: unchanged.
+        labels: the same dicts, of tensors on that device.
     """
     pixels = batch["pixel_values"]
+    labels = [
+        {name: torch.as_tensor(value).to(pixels.device, non_blocking=True) for name, value in label.items()}
+        for label in batch["labels"]
+    ]
     height, width = pixels.shape[-2:]
-    size = torch.stack([label["size"] for label in batch["labels"]])  # [B, 2]
+    size = torch.stack([label["size"] for label in labels])  # [B, 2]
     rows = torch.arange(height, device=pixels.device) < size[:, :1]  # [B, H]
     columns = torch.arange(width, device=pixels.device) < size[:, 1:]  # [B, W]
     mask = rows[:, :, None] & columns[:, None, :]
     mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (MEAN, STD))
     values = pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
-    return {"pixel_values": values.mul_(mask[:, None]), "pixel_mask": mask, "labels": batch["labels"]}
+    return {"pixel_values": values.mul_(mask[:, None]), "pixel_mask": mask, "labels": labels}

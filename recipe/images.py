@@ -48,8 +48,9 @@ def decode(data: bytes, at_least: tuple[int, int] | None = None) -> np.ndarray: 
 
 
 def orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 to 8; the file is only parsed if it can hold one."""
-    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
+    """The EXIF orientation of a JPEG, 1 to 8; the header is only parsed if it can hold one."""
+    header = data[: data.find(b"\xff\xda")]  # up to the first scan
+    if b"Exif\0\0" not in header and b"tiff:Orientation" not in header:
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:
