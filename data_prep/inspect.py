@@ -93,7 +93,7 @@ def _lines(s: dict[str, Any]) -> dict[str, str]:
 
 def _print_problems(console: Console, problems: list[Problem]) -> int:
     console.print(
-        "Box sizes are sqrt(width x height) in pixels after the training resize: shortest side 960, longest at most 1536."
+        "Box sizes: sqrt(width x height) in pixels after the training resize, shortest side 960, longest at most 1536."
     )
     refused = [problem for problem in problems if problem.action == "refused"]
     for (action, rule), count in sorted(Counter((problem.action, problem.rule) for problem in problems).items()):
