@@ -8,13 +8,25 @@ a detection is kept when its score is *above* a threshold, as `post_process_obje
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipe.coco import IOU_THRESHOLDS, RECALL_POINTS, ImageBoxes, Pairs, Ranked, match, xywh
+from recipe.coco import (
+    CHUNK,
+    IOU_THRESHOLDS,
+    RECALL_POINTS,
+    ImageBoxes,
+    Pairs,
+    Ranked,
+    mark,
+    match,
+    offsets,
+    overlapping,
+    xywh,
+)
 
 SIZE_EDGES = (0, 8, 16, 32, 96, np.inf)  # square root of the area in pixels; the lower end belongs to the bin
 SIZE_RANGES = np.array([(a * a, np.nextafter(b * b, 0)) for a, b in pairwise(SIZE_EDGES)])
@@ -32,7 +44,7 @@ FALSE_KINDS = {
 
 
 def precision_recall(ranked: Ranked, t: int) -> dict[str, list[float | None]]:
-    """COCO's interpolated curve at IOU_THRESHOLDS[t] with the lowest score needed at each recall (None: not reached)."""
+    """COCO's interpolated curve at IOU_THRESHOLDS[t]; score is the lowest one needed, None where not reached."""
     curve = ranked.curve(0, t)
     score = [None if np.isnan(s) else float(s) for s in curve.score]
     return {"recall": RECALL_POINTS.tolist(), "precision": curve.precision.tolist(), "score": score}
@@ -60,12 +72,10 @@ def operating_points(ranked: Ranked, wished: float = 0.9) -> dict[str, dict[str,
     """
     name, targets = f"precision_{wished * 100:g}", int(ranked.positives[0])
     hit, counted = ranked.lane(0, 0)
-    if not targets or not hit.any():
+    if not targets or not hit[ranked.scores > 0].any():
         return {"best_f1": None, name: None}
     lower = np.append(ranked.scores[1:], 0)
     ends = np.flatnonzero(ranked.scores > lower)  # equal scores are kept or dropped together
-    if not len(ends):
-        ends = np.array([len(lower) - 1])
     hits, found = np.cumsum(hit)[ends], np.maximum(np.cumsum(counted)[ends], 1)
     f1 = 2 * hits / (found + targets)
 
@@ -79,8 +89,8 @@ def operating_points(ranked: Ranked, wished: float = 0.9) -> dict[str, dict[str,
 
 
 def summary(ranked: Ranked, a: int, threshold: float) -> dict[str, float]:
-    """AP, AP at IoU 0.5, and recall with all detections and with those above the threshold; -1 without targets."""
-    curves = [ranked.curve(a, t) for t in range(len(IOU_THRESHOLDS))]
+    """AP, AP at IoU 0.5, recall with all detections (no cap) and those above the threshold; -1 without targets."""
+    curves = ranked.curves(a)
     targets = int(ranked.positives[a])
     above = int(ranked.lane(a, 0)[0][ranked.scores > threshold].sum())
     return {
@@ -92,8 +102,18 @@ def summary(ranked: Ranked, a: int, threshold: float) -> dict[str, float]:
     }
 
 
+def rank_by_size(images: Sequence[ImageBoxes], num_classes: int) -> list[Ranked]:
+    """Match again with SIZE_RANGES in place of COCO's small, medium and large; one Ranked per class."""
+    marks: list[np.ndarray] = []
+    for first in range(0, len(images), CHUNK):
+        part = images[first : first + CHUNK]
+        ends = offsets([len(image.scores) for image in part])[1:-1]
+        marks += np.split(mark(part, overlapping(part), SIZE_RANGES), ends, axis=2)
+    return [Ranked.of(images, marks, label, SIZE_RANGES) for label in range(num_classes)]
+
+
 def by_size(ranked: Ranked, threshold: float) -> list[dict[str, Any]]:
-    """One row per size bin; `ranked` was marked with SIZE_RANGES. Detections of other sizes only count as hits."""
+    """One row per size bin; `ranked` comes from rank_by_size(). Detections of other sizes only count as hits."""
     return [{"bin": name, **summary(ranked, a, threshold)} for a, name in enumerate(SIZE_NAMES)]
 
 
@@ -157,14 +177,17 @@ def judge(image: ImageBoxes, thresholds: np.ndarray) -> Verdict:
 
 
 def count_errors(
-    images: Sequence[ImageBoxes], thresholds: np.ndarray, class_names: Sequence[str]
+    images: Sequence[ImageBoxes], thresholds: Mapping[str, float]
 ) -> tuple[dict[str, dict[str, int]], list[dict[str, int]]]:
-    """Hits, missed and the false kinds per class, and the 12 images with most missed targets (ties: lower id)."""
-    kinds = np.zeros((len(class_names), UNUSED + 1), np.int64)
-    missed = np.zeros(len(class_names), np.int64)
-    rows = []
+    """Hits, missed and the false kinds per class, and the 12 images with most missed targets (ties: lower id).
+
+    `thresholds` names the classes in the order of their labels.
+    """
+    kinds = np.zeros((len(thresholds), UNUSED + 1), np.int64)
+    missed = np.zeros(len(thresholds), np.int64)
+    rows, limits = [], np.array(list(thresholds.values()))
     for image in images:
-        verdict = judge(image, thresholds)
+        verdict = judge(image, limits)
         np.add.at(kinds, (image.labels, verdict.kind), 1)
         np.add.at(missed, image.target_labels[verdict.missed], 1)
         counts = np.bincount(verdict.kind, minlength=UNUSED + 1)
@@ -181,6 +204,6 @@ def count_errors(
     errors = {
         name: {"hits": int(kinds[c, HIT]), "missed": int(missed[c])}
         | {word: int(kinds[c, kind]) for word, kind in FALSE_KINDS.items()}
-        for c, name in enumerate(class_names)
+        for c, name in enumerate(thresholds)
     }
     return errors, sorted(rows, key=lambda row: (-row["misses"], row["image_id"]))[:12]

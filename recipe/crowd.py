@@ -13,19 +13,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipe.coco import ImageBoxes, Pairs, clip, find_pairs, match, offsets, xywh
+from recipe.coco import ImageBoxes, Pairs, clip, close_pairs, match, offsets, xywh
 
 ABOVE_HALF = np.nextafter(0.5, 1)
 FPPI_POINTS = (0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1.0000)  # the toolkit's rounding
 JI_THRESHOLDS = np.arange(10) * 0.1
 
 
-def caltech_and_jaccard(images: Sequence[ImageBoxes], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def caltech_and_jaccard(
+    images: Sequence[ImageBoxes], overlap: tuple[np.ndarray, np.ndarray], num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Per image what MR-2 and JI need: [2, 1, D] uint8 (top bit: hit, ignored) and [I, classes, 10] ratios."""
-    scores = np.concatenate([image.scores for image in images])
+    boxes = xywh(np.concatenate([clip(image, image.boxes) for image in images]))
+    targets = xywh(np.concatenate([clip(image, image.targets) for image in images]))
     crowd = np.concatenate([image.crowd for image in images])
-    pairs = find_pairs(images, clipped=True, floor=ABOVE_HALF)
-    matched = match(pairs, len(scores), crowd, crowd[None], np.array([ABOVE_HALF]))[0, 0]
+    pairs = close_pairs(boxes, targets, crowd, overlap, ABOVE_HALF)
+    matched = match(pairs, len(boxes), crowd, crowd[None], np.array([ABOVE_HALF]))[0, 0]
     ignored = (matched >= 0) & np.append(crowd, False)[matched]
     marks = np.stack([(matched >= 0) & ~ignored, ignored]).astype(np.uint8)[:, None] << 7
     return marks, jaccard(images, pairs, num_classes)
@@ -143,7 +146,7 @@ def inside_crowd(images: Sequence[ImageBoxes]) -> np.ndarray:
             own = image.target_labels == label
             plain, region = np.flatnonzero(own & ~image.crowd), np.flatnonzero(own & image.crowd)
             if len(plain):
-                boxes = xywh(clip(image.targets, image.size))
+                boxes = xywh(clip(image, image.targets))
                 share = mask.iou(boxes[plain], boxes[region], np.ones(len(region)))
                 inside[start + plain] = (share > 0.5).any(1)
     return inside

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from recipe import breakdown
-from recipe.coco import AREA_RANGES, IOU_THRESHOLDS, Curve, ImageBoxes, Ranked, mark, offsets
+from recipe.coco import AREA_RANGES, CHUNK, ImageBoxes, Ranked, mark, offsets, overlapping
 from recipe.crowd import caltech_and_jaccard, log_average_miss_rate
 from recipe.schema import CLASS_NAMES, UserError
 
 RANGES = np.array(list(AREA_RANGES.values()))
 CALTECH = (len(RANGES), 0)  # the lane after COCO's: MR-2's own matching
-CHUNK = 32  # images matched at once: flat arrays long enough for NumPy, short enough for the cache
 
 
 class DetectionMetrics:
@@ -78,7 +77,7 @@ class DetectionMetrics:
                     f"{len(self.class_names) - 1} ({', '.join(self.class_names)}); check id2label and the dataset."
                 )
         order = np.lexsort((-scores, labels))
-        targets = np.asarray(target_xyxy, np.float64).reshape(-1, 4)
+        targets = np.array(target_xyxy, np.float64).reshape(-1, 4)
         extents = targets[:, 2:] - targets[:, :2]
         image = ImageBoxes(
             image_id=int(image_id),
@@ -100,8 +99,9 @@ class DetectionMetrics:
     def _match_waiting(self) -> None:
         if not self._waiting:
             return
-        caltech, jaccard = caltech_and_jaccard(self._waiting, len(self.class_names))
-        marks = np.concatenate([mark(self._waiting, RANGES), caltech], axis=1)
+        overlap = overlapping(self._waiting)
+        caltech, jaccard = caltech_and_jaccard(self._waiting, overlap, len(self.class_names))
+        marks = np.concatenate([mark(self._waiting, overlap, RANGES), caltech], axis=1)
         starts = offsets([len(image.scores) for image in self._waiting])
         for i, image in enumerate(self._waiting):
             image.marks = marks[..., starts[i] : starts[i + 1]].copy()
@@ -121,141 +121,114 @@ class DetectionMetrics:
 
     def _in_order(self) -> list[ImageBoxes]:
         self._match_waiting()
+        if not self._images:
+            raise UserError("no image was evaluated: the split is empty; name another with --split or --data.")
         return [self._images[image_id] for image_id in sorted(self._images)]
 
     def _ranked(self, images: list[ImageBoxes]) -> list[Ranked]:
         marks = [image.marks for image in images]
         return [Ranked.of(images, marks, label, RANGES) for label in range(len(self.class_names))]
 
-    def _ranked_by_size(self, images: list[ImageBoxes]) -> list[Ranked]:
-        marks: list[np.ndarray] = []
-        for first in range(0, len(images), CHUNK):
-            part = images[first : first + CHUNK]
-            both = mark(part, breakdown.SIZE_RANGES)
-            marks += [m.copy() for m in np.split(both, offsets([len(i.scores) for i in part])[1:-1], axis=2)]
-        return [Ranked.of(images, marks, label, breakdown.SIZE_RANGES) for label in range(len(self.class_names))]
-
-    def _thresholds(self, points: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
-        """[classes] the best-F1 thresholds; 0.5 for a class that has none."""
-        best = [points[name]["best_f1"] for name in self.class_names]
-        return np.array([point["threshold"] if point else 0.5 for point in best])
-
     def compute(self) -> dict[str, float]:
-        """All numbers, higher is better but for mr2; -1 where nothing to find makes a number undefined (as in COCO).
+        """All numbers; higher is better except for mr2; -1 where there is nothing to find, as in COCO.
 
-        map, map_50, map_75, map_small, map_medium, map_large, mar_100, mar_small, ... and map_<class>, mar_100_<class>
-        are COCO's, at most 100 detections per class and image; map_max300 and mar_300 allow 300. mr2_<class> and
+        map, map_50, map_75, map_small, ..., mar_1, mar_10, mar_100, mar_small, ... and map_<class>, mar_100_<class>
+        are COCO's: at most 100 detections per class and image. map_max300 and mar_300 allow 300. mr2_<class> and
         ji_<class> are the CrowdHuman benchmark's (recipe/crowd.py).
+
+        Raises:
+            UserError: when no image was seen.
         """
         images = self._in_order()
-        classes = [_coco_numbers(ranked) for ranked in self._ranked(images)]
+        ranked = self._ranked(images)
+        classes = [_coco_numbers(own) for own in ranked]
+        jaccard = np.array([image.jaccard for image in images])  # [I, classes, 10]
         out = {}
         for key in classes[0]:
             defined = [numbers[key] for numbers in classes if numbers[key] >= 0]
             out[key] = float(np.mean(defined)) if defined else -1.0
-        for key in ("map", "mar_100"):
-            out |= {f"{key}_{name}": numbers[key] for name, numbers in zip(self.class_names, classes, strict=True)}
-        return out | self._crowd_numbers(images)
-
-    def _crowd_numbers(self, images: list[ImageBoxes]) -> dict[str, float]:
-        rates, ratios = {}, {}
-        jaccard = np.array([image.jaccard for image in images])  # [I, classes, 10]
-        for c, (name, ranked) in enumerate(zip(self.class_names, self._ranked(images), strict=True)):
-            targets = int(ranked.positives[0])
-            rates[f"mr2_{name}"] = log_average_miss_rate(*ranked.lane(*CALTECH), targets, len(images))
-            ratios[f"ji_{name}"] = float(np.nanmean(jaccard[:, c], axis=0).max()) if targets else -1.0
-        return rates | ratios
+        for c, (name, own) in enumerate(zip(self.class_names, ranked, strict=True)):
+            targets = int(own.positives[0])
+            out[f"map_{name}"], out[f"mar_100_{name}"] = classes[c]["map"], classes[c]["mar_100"]
+            out[f"mr2_{name}"] = log_average_miss_rate(*own.lane(*CALTECH), targets, len(images))
+            out[f"ji_{name}"] = float(np.nanmean(jaccard[:, c], axis=0).max()) if targets else -1.0
+        return out
 
     def details(self) -> dict[str, Any]:
-        """What the report draws, ready for JSON; missing values are None (undefined AP and recall: -1).
+        """What the report draws, ready for JSON; a missing value is None (AP and recall without targets: -1).
 
-        Keys: images; boxes {class}; pr_curves {class: {"0.5", "0.75": {recall, precision, score}}}; threshold_curves
-        {class: {threshold, precision, recall, f1}}; operating_points {class: {best_f1, precision_90: {threshold,
-        precision, recall, f1}}}; by_size and by_density {class: [{bin, boxes, ap, ap_50, recall, recall_best_f1}]};
-        recall_ceiling; errors {class: {hits, missed, duplicate, wrong_class, badly_placed, background}}; worst_images
-        [{image_id, boxes, hits, misses, duplicates, false_positives}]. Errors, worst images and recall_best_f1 are
-        taken at each class's best-F1 threshold.
+        Keys: images; boxes {class: n}; pr_curves {class: {"0.5", "0.75": {recall, precision, score}}};
+        threshold_curves {class: {threshold, precision, recall, f1}}; operating_points {class: {best_f1, precision_90:
+        {threshold, precision, recall, f1}}}; thresholds {class: best F1's, 0.5 where there is none}, at which the rest
+        is judged; by_size and by_density {class: [{bin, boxes, ap, ap_50, recall, recall_best_f1}]} (by_density with
+        images); recall_ceiling; errors {class: {hits, missed, duplicate, wrong_class, badly_placed, background}};
+        worst_images [{image_id, boxes, hits, misses, duplicates, false_positives}], most misses first.
         """
         images = self._in_order()
-        classes = dict(zip(self.class_names, self._ranked(images), strict=True))
-        points = {name: breakdown.operating_points(ranked) for name, ranked in classes.items()}
-        limits = self._thresholds(points)
-        errors, worst = breakdown.count_errors(images, limits, self.class_names)
-        sized = dict(zip(self.class_names, self._ranked_by_size(images), strict=True))
-        at = {name: (label, float(limits[label])) for label, name in enumerate(self.class_names)}
+        ranked = dict(zip(self.class_names, self._ranked(images), strict=True))
+        points = {name: breakdown.operating_points(own) for name, own in ranked.items()}
+        best = {name: point["best_f1"] for name, point in points.items()}
+        limits = {name: point["threshold"] if point else 0.5 for name, point in best.items()}
+        sized = dict(zip(self.class_names, breakdown.rank_by_size(images, len(ranked)), strict=True))
+        errors, worst = breakdown.count_errors(images, limits)
         return {
             "images": len(images),
-            "boxes": {name: int(ranked.positives[0]) for name, ranked in classes.items()},
+            "boxes": {name: int(own.positives[0]) for name, own in ranked.items()},
             "pr_curves": {
-                name: {"0.5": breakdown.precision_recall(ranked, 0), "0.75": breakdown.precision_recall(ranked, 5)}
-                for name, ranked in classes.items()
+                name: {"0.5": breakdown.precision_recall(own, 0), "0.75": breakdown.precision_recall(own, 5)}
+                for name, own in ranked.items()
             },
-            "threshold_curves": {name: breakdown.threshold_curve(ranked) for name, ranked in classes.items()},
+            "threshold_curves": {name: breakdown.threshold_curve(own) for name, own in ranked.items()},
             "operating_points": points,
-            "by_size": {name: breakdown.by_size(ranked, at[name][1]) for name, ranked in sized.items()},
-            "by_density": {name: breakdown.by_density(r, images, *at[name]) for name, r in classes.items()},
+            "thresholds": limits,
+            "by_size": {name: breakdown.by_size(own, limits[name]) for name, own in sized.items()},
+            "by_density": {
+                name: breakdown.by_density(own, images, label, limits[name])
+                for label, (name, own) in enumerate(ranked.items())
+            },
             "recall_ceiling": breakdown.recall_ceiling(images, self.num_queries),
             "errors": errors,
             "worst_images": worst,
         }
 
-    def match_image(self, image_id: int, thresholds: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
+    def match_image(self, image_id: int, thresholds: Mapping[str, float]) -> dict[str, np.ndarray]:
         """What became of one image's boxes, as indices into what update() was given: for drawing.
 
         Args:
-            thresholds: score threshold per class name; each class's best F1 when None (which sorts all scores: draw
-                several images with the thresholds of `details()["operating_points"]`).
+            thresholds: score threshold per class name, such as `details()["thresholds"]`.
 
         Returns:
             hits and hit_targets (aligned), duplicates, false_positives, ignored: [n] int; missed: [m] target indices.
         """
         image = self._images[image_id]
-        if thresholds is None:
-            points = dict(
-                zip(self.class_names, map(breakdown.operating_points, self._ranked(self._in_order())), strict=True)
-            )
-            limits = self._thresholds(points)
-        else:
-            limits = np.array([thresholds[name] for name in self.class_names])
-        verdict = breakdown.judge(image, limits)
-        false = (verdict.kind > breakdown.DUPLICATE) & (verdict.kind <= breakdown.BACKGROUND)
-        hit = verdict.kind == breakdown.HIT
-        return {
-            "hits": image.queries[hit],
-            "hit_targets": verdict.target[hit],
-            "duplicates": image.queries[verdict.kind == breakdown.DUPLICATE],
-            "false_positives": image.queries[false],
-            "ignored": image.queries[verdict.kind == breakdown.IGNORED],
-            "missed": verdict.missed,
+        verdict = breakdown.judge(image, np.array([thresholds[name] for name in self.class_names]))
+        kinds = {
+            "hits": [breakdown.HIT],
+            "duplicates": [breakdown.DUPLICATE],
+            "false_positives": [breakdown.WRONG_CLASS, breakdown.BADLY_PLACED, breakdown.BACKGROUND],
+            "ignored": [breakdown.IGNORED],
         }
+        found = {name: image.queries[np.isin(verdict.kind, kind)] for name, kind in kinds.items()}
+        return found | {"hit_targets": verdict.target[verdict.kind == breakdown.HIT], "missed": verdict.missed}
 
 
 def _coco_numbers(ranked: Ranked) -> dict[str, float]:
-    """One class's COCO numbers, in the order of the project's keys."""
-    standard, wide = ranked.top(100), ranked.top(300)
-    curves = _curves(standard, 0)
-    sizes = {name: _curves(standard, a) for a, name in enumerate(AREA_RANGES) if a}
-    return {
-        "map": _ap(curves),
-        "map_50": _ap(curves[:1]),
-        "map_75": _ap(curves[5:6]),
-        **{f"map_{name}": _ap(own) for name, own in sizes.items()},
-        "mar_1": _ar(_curves(ranked.top(1), 0)),
-        "mar_10": _ar(_curves(ranked.top(10), 0)),
-        "mar_100": _ar(curves),
-        **{f"mar_{name}": _ar(own) for name, own in sizes.items()},
-        "map_max300": _ap(all_curves := _curves(wide, 0)),
-        "mar_300": _ar(all_curves),
+    """One class's COCO numbers; a key's number is the mean of its curves' precision (map) or final recall (mar)."""
+    standard = ranked.top(100)
+    curves = {
+        "map": (full := standard.curves(0)),
+        "map_50": full[:1],
+        "map_75": full[5:6],
+        "mar_1": ranked.top(1).curves(0),
+        "mar_10": ranked.top(10).curves(0),
+        "mar_100": full,
+        "map_max300": (wide := ranked.top(300).curves(0)),
+        "mar_300": wide,
     }
-
-
-def _curves(ranked: Ranked, a: int) -> list[Curve]:
-    return [ranked.curve(a, t) for t in range(len(IOU_THRESHOLDS))]
-
-
-def _ap(curves: list[Curve]) -> float:
-    return float(np.mean([curve.precision.mean() for curve in curves]))
-
-
-def _ar(curves: list[Curve]) -> float:
-    return float(np.mean([curve.recall for curve in curves]))
+    for a, name in enumerate(AREA_RANGES):
+        if name != "all":
+            curves[f"map_{name}"] = curves[f"mar_{name}"] = standard.curves(a)
+    return {
+        key: float(np.mean([c.precision.mean() if key.startswith("map") else c.recall for c in own]))
+        for key, own in curves.items()
+    }
