@@ -52,10 +52,9 @@ def detection_loss(
     if outputs_class is not None and outputs_coord is not None:
         all_logits = torch.cat([outputs_class[:-1], all_logits])  # [layers, batch, queries, classes + 1]
         all_boxes = torch.cat([outputs_coord[:-1], all_boxes])  # [layers, batch, queries, 4]
-    with torch.autocast(logits.device.type, enabled=False):  # bf16 boxes are up to 3 px off at a width of 1536
-        all_logits, all_boxes = all_logits.float(), all_boxes.float()
-        query, target = match(all_logits, all_boxes, labels, config)
-        losses = _losses(all_logits, all_boxes, labels, query, target, config)  # each [layers]
+    all_logits, all_boxes = all_logits.float(), all_boxes.float()  # bf16 boxes are 3 px off at a width of 1536
+    query, target = match(all_logits, all_boxes, labels, config)
+    losses = _losses(all_logits, all_boxes, labels, query, target, config)  # each [layers]
     weights = {"loss_ce": 1, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
     loss = torch.stack([weights[name] * value.sum() for name, value in losses.items()]).sum()
     layers = len(all_logits)
