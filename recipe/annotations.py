@@ -45,7 +45,7 @@ class Annotations:
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def targets(self, index: int) -> dict[str, Any]:
-        """Ground truth of image `index` as `DetectionMetrics.update` takes it: size, target_xyxy in original pixels ..."""
+        """Ground truth of image `index` as `DetectionMetrics.update` takes it, target_xyxy in original pixels."""
         rows = self.rows(index)
         xyxy = self.boxes_xywh[rows].copy()  # [n, 4]
         xyxy[:, 2:] += xyxy[:, :2]

@@ -1,40 +1,30 @@
-"""The input pipeline: a packed split becomes uint8 batches of one orientation, normalised on the device.
+"""The splits of a packed dataset, and their images resized, augmented and with their boxes.
 
-    source, annotations, info = load_split("DIR_OR_REPO", "train")
-    dataset = CrowdDataset(source, annotations, Geometry(), config, seed=42)
-    loader = DataLoader(dataset, batch_sampler=OrientationBatchSampler(dataset, 2, seed=42), collate_fn=collate)
-    inputs = normalise(next(iter(loader)))  # after the move to the device
-
-Workers hand over bytes, not floats: normalising costs a worker 45 ms an image and the device nothing.
+source, annotations, info = load_split("DIR_OR_REPO", "train")
+dataset = CrowdDataset(source, annotations, Geometry(), config, seed=42)
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from recipe.annotations import Annotations, read
 from recipe.augment import Transform, draw, generator, move_boxes
+from recipe.batches import OrientationBatchSampler, collate, normalise
 from recipe.config import Config
 from recipe.geometry import Geometry
 from recipe.images import decode, render
 from recipe.schema import UserError, check_dataset
 
-logger = logging.getLogger(__name__)
-
-# ImageNet's mean and deviation on the scale of a byte; the same in DINOv3's and DETR's processors.
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+__all__ = ["CrowdDataset", "OrientationBatchSampler", "collate", "load_split", "normalise"]
 
 
 def load_split(
@@ -180,110 +170,3 @@ class CrowdDataset(Dataset):
         xyxy, keep = move_boxes((xyxy / orig).clip(0, 1) * frame, transform, height, width)
         cxcywh = np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], axis=1) / frame
         return cxcywh.astype(np.float32), notes.labels[rows][keep].astype(np.int64)
-
-
-class OrientationBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) that never mix orientations; every sample exactly once an epoch.
-
-    The epoch is the dataset's: that is the one object which accelerate's `set_epoch` reaches through any nesting of
-    its wrappers (BatchSamplerShard in SkipBatchSampler hides this sampler, so a resumed run on two GPUs would
-    otherwise repeat the order of epoch 0).
-
-    `batch_size` is None, by which accelerate hands whole batches to the processes; given a number, it would lose the
-    group in which an orientation's last, short batch stands.
-
-    Args:
-        processes: how many share the batches. Some batches are split until the count divides evenly, so that no
-            process has to repeat samples; only with too few samples does accelerate repeat a whole batch.
-    """
-
-    batch_size = None
-    drop_last = False
-
-    def __init__(
-        self, dataset: CrowdDataset, batch_size: int, *, shuffle: bool = True, seed: int = 0, processes: int = 1
-    ) -> None:
-        self.dataset = dataset
-        self.images_per_batch = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.processes = processes
-
-    def set_epoch(self, epoch: int) -> None:
-        """For loaders that accelerate did not prepare."""
-        self.dataset.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        portrait = int(self.dataset.annotations.portrait.sum())
-        whole = sum(-(-count // self.images_per_batch) for count in (portrait, len(self.dataset) - portrait))
-        return min(-(-whole // self.processes) * self.processes, len(self.dataset))
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.dataset.epoch
-        for batch in self._batches(epoch):
-            yield [(epoch, index) for index in batch.tolist()]
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        rng = np.random.default_rng((self.seed, epoch))
-        portrait = self.dataset.annotations.portrait
-        batches = []
-        for flags in (portrait, ~portrait):
-            indices = np.flatnonzero(flags)
-            if self.shuffle:
-                rng.shuffle(indices)
-            batches += np.split(indices, range(self.images_per_batch, len(indices), self.images_per_batch))
-        batches = [batch for batch in batches if len(batch)]
-        while len(batches) < len(self):
-            batches.sort(key=len)
-            longest = batches.pop()
-            batches += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
-        if self.shuffle:
-            return [batches[place] for place in rng.permutation(len(batches))]
-        return sorted(batches, key=lambda batch: int(batch[0]))
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Lay the images of a batch at the top left of their common canvas.
-
-    Returns:
-        pixel_values: uint8 [B, 3, H, W], zero where padded (a view of [B, H, W, 3] memory).
-        labels: for each image a dict of NumPy arrays: class_labels int64 [n], boxes float32 [n, 4], image_id int64 [1],
-            size and orig_size int64 [2]. As tensors each would cross from a worker in a shared-memory file of its own:
-            40 open files a batch of 8 and 1.5 ms of the main process an image, against 0.1 ms.
-    """
-    batch = torch.empty((len(samples), *samples[0]["canvas"], 3), dtype=torch.uint8)
-    for canvas, sample in zip(batch.numpy(), samples, strict=True):
-        h, w = sample["size"]
-        canvas[:h, :w] = sample["pixels"]
-        canvas[h:] = 0
-        canvas[:h, w:] = 0
-    labels = [
-        {"class_labels": sample["class_labels"], "boxes": sample["boxes"], "image_id": np.array([sample["image_id"]])}
-        | {name: np.array(sample[name]) for name in ("size", "orig_size")}
-        for sample in samples
-    ]
-    return {"pixel_values": batch.permute(0, 3, 1, 2), "labels": labels}
-
-
-def normalise(batch: dict[str, Any]) -> dict[str, Any]:
-    """Turn a collated batch into the model's inputs, on the device that its pixels lie on.
-
-    Returns:
-        pixel_values: float32 [B, 3, H, W], ImageNet-normalised; the padding is exactly 0, as in the stock processor,
-            which pads after it normalises.
-        pixel_mask: bool [B, H, W], true on the image.
-        labels: the same dicts, of tensors on that device.
-    """
-    pixels = batch["pixel_values"]
-    labels = [
-        {name: torch.as_tensor(value).to(pixels.device, non_blocking=True) for name, value in label.items()}
-        for label in batch["labels"]
-    ]
-    height, width = pixels.shape[-2:]
-    size = torch.stack([label["size"] for label in labels])  # [B, 2]
-    rows = torch.arange(height, device=pixels.device) < size[:, :1]  # [B, H]
-    columns = torch.arange(width, device=pixels.device) < size[:, 1:]  # [B, W]
-    mask = rows[:, :, None] & columns[:, None, :]
-    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (MEAN, STD))
-    values = pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
-    return {"pixel_values": values.mul_(mask[:, None]), "pixel_mask": mask, "labels": labels}
