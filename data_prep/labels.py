@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-TOLERANCE = 0.01  # px; labels written with six digits overstep the border by less than this
+TOLERANCE = 0.01  # px; rounding to six digits oversteps the border by less, and nothing thinner is a box
 NORMALISED = 10.0  # beyond this a value is no share of the image: pixels were written
 
 
@@ -81,8 +81,8 @@ def read_labels(data: bytes, file: str, classes: dict[int, int], width: int, hei
         seen.add(values)
         x1, y1, x2, y2 = xyxy = _corners_xyxy(values, width, height)
         left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
-        if right <= left or bottom <= top:
-            rule = "zero_size" if x2 <= x1 or y2 <= y1 else "outside"
+        if min(right - left, bottom - top) <= TOLERANCE:
+            rule = "zero_size" if min(x2 - x1, y2 - y1) <= TOLERANCE else "outside"
             note(rule, "dropped", f"no area inside the image: {line.strip()}")
             continue
         over = max(-x1, -y1, x2 - width, y2 - height)
