@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-import huggingface_hub.constants
 import uvicorn
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from loopback import jobs, repos, spaces, uploads
 from loopback.access import Call
 from loopback.faults import STORM, Cut, Entry, Fault, Outcome, Wire
@@ -77,7 +76,7 @@ class LoopbackHub:
         self.port = 0
         self.jobs = Jobs(root, schedule_seconds, job_env or {})
         self._server: uvicorn.Server | None = None
-        self._xet = huggingface_hub.constants.HF_HUB_DISABLE_XET
+        self._modes = (constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE)
 
     def __enter__(self) -> "LoopbackHub":
         self.start()
@@ -86,7 +85,7 @@ class LoopbackHub:
     def __exit__(self, kind: object, *_: object) -> None:
         self.jobs.kill_all()
         self.stop()
-        huggingface_hub.constants.HF_HUB_DISABLE_XET = self._xet
+        constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = self._modes
         if self.errors and kind is None:
             raise RuntimeError("the loopback Hub itself failed:\n" + "\n".join(self.errors))
 
@@ -133,8 +132,11 @@ class LoopbackHub:
         return {**kept, **own, **SWITCHES, **({"HF_TOKEN": token} if token else {})}
 
     def api(self, token: str | bool) -> HfApi:
-        """A client in this process (False: anonymous). Give downloads a cache_dir or local_dir, or they go home."""
-        huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+        """A client in this process (False: anonymous). Give downloads a cache_dir or local_dir, or they go home.
+
+        Until this Hub ends, huggingface_hub's offline mode is off here, and so is Xet, which only the real Hub has.
+        """
+        constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = True, False
         return HfApi(endpoint=self.url, token=token)
 
     def fail(
