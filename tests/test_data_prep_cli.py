@@ -1,0 +1,131 @@
+"""`python -m data_prep` as a user meets it: sample, inspect, pack, and one readable line for each mistake."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from yolo_folder import picture, write_folder
+
+from data_prep.__main__ import main, size
+from data_prep.statistics import LONGEST, QUERIES, SHORTEST, Statistics, crowding, resize_scale, statistics_of_shards
+from recipe.config import Config
+
+HEAVY = ("numpy", "pyarrow", "datasets", "torch", "cv2", "PIL", "rich", "yaml", "pandas")
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_sample_inspect_and_pack_follow_one_another(tmp_path, capsys):
+    assert run("sample", tmp_path / "in", "--train", 2, "--val", 1) == 0
+    assert run("inspect", tmp_path / "in", "--json", tmp_path / "report.json") == 0
+    assert run("pack", tmp_path / "in", "--out", tmp_path / "out", "--shard-size", "1MB") == 0
+    said = capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    boxes = manifest["splits"]["train"]["boxes"]
+    assert f"2 images in = 2 packed + 0 left out; {boxes} boxes in = {boxes} packed + 0 dropped" in said
+    assert report["splits"]["train"]["statistics"]["boxes"] == boxes
+    packed = statistics_of_shards(sorted((tmp_path / "out/data").glob("train-*"))).summary()
+    assert packed == report["splits"]["train"]["statistics"]
+
+
+def test_help_imports_nothing_heavy():
+    """`--help` must answer in under 0.3 s: a library imported at the top of a module is what makes it slow."""
+    code = "import sys; from data_prep.__main__ import parser; parser(); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(ast.literal_eval(done.stdout))
+
+
+def test_packing_never_imports_torch(tmp_path):
+    write_folder(tmp_path / "in", {"a.jpg": (picture(), None)})
+    code = (
+        "import sys; from data_prep.__main__ import main\n"
+        f"assert main(['pack', {str(tmp_path / 'in')!r}, '--out', {str(tmp_path / 'out')!r}]) == 0\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_inspect_says_when_pack_would_refuse_and_lists_why(tmp_path, capsys):
+    write_folder(tmp_path / "in", {"a.jpg": (picture(), "0 0.5 0.5 0.2 0.2\nnonsense\n"), "b.jpg": (b"", None)})
+    assert run("inspect", tmp_path / "in", "--json", tmp_path / "report.json") == 1
+    said = capsys.readouterr().out
+    assert "labels/train/a.txt:2  malformed" in said
+    assert "images/train/b.jpg  unreadable_image: the file is empty" in said
+    problems = json.loads((tmp_path / "report.json").read_text())["problems"]
+    assert [(problem["file"], problem["line"]) for problem in problems] == [
+        ("labels/train/a.txt", 2),
+        ("images/train/b.jpg", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pack", "{tmp}/nowhere", "--out", "{tmp}/out"], "there is no folder"),
+        (["inspect", "{tmp}"], "no data.yaml"),
+        (["pack", "{tmp}/in", "--out", "{tmp}/in/data.yaml"], "is a file"),
+        (["pack", "{tmp}/in", "--out", "{tmp}/in/data.yaml/out"], "cannot write to"),
+        (["pack", "{tmp}/in", "--out", "{tmp}/in"], "give another --out"),
+        (["inspect", "{tmp}/in", "--json", "{tmp}/nowhere/report.json"], "cannot write"),
+        (["sample", "{tmp}/in"], "is not empty"),
+        (["sample", "{tmp}/in/data.yaml/out"], "cannot write to"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_exit_code_2(tmp_path, capsys, words, message):
+    write_folder(tmp_path / "in", {"a.jpg": (picture(), None)})
+    assert run(*(word.format(tmp=tmp_path) for word in words)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["pack", "x"], ["pack", "x", "--out", "y", "--workers", "0"], ["sample"], ["move"]])
+def test_a_wrong_flag_gives_exit_code_2(words):
+    with pytest.raises(SystemExit) as error:
+        run(*words)
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize(("text", "expected"), [("256MB", 256_000_000), ("1GiB", 2**30), ("1.5 kb", 1500), ("7", 7)])
+def test_sizes_are_read_as_people_write_them(text, expected):
+    assert size(text) == expected
+
+
+def test_crowding_counts_what_queries_and_max_detections_cannot_hold():
+    counts = np.array([[0, 0], [150, 20], [250, 150], [310, 0]])  # boxes, [images, classes]
+    found = crowding(counts)
+    assert found["boxes"] == 880
+    assert found["images_without_boxes"] == 1
+    assert found["boxes_per_image"]["max"] == 400
+    assert found["beyond"]["queries"] == {"images": 2, "boxes": 110}
+    assert found["beyond"]["max_detections_100"] == {"images": 3, "boxes": 50 + 150 + 50 + 210}
+    assert found["beyond"]["max_detections_300"] == {"images": 1, "boxes": 10}
+    assert found["recall_ceiling"] == pytest.approx(770 / 880, abs=1e-4)
+
+
+def test_box_sizes_are_measured_after_the_training_resize():
+    assert resize_scale(1920, 1080) == 0.8, "the longest side decides"
+    assert resize_scale(480, 640) == 2.0, "the shortest side decides"
+    statistics = Statistics()
+    statistics.add(
+        1920, 1080, np.array([[0, 0, 9, 9], [0, 0, 10.1, 10.1], [0, 0, 60, 60]], float), np.array([1, 1, 1])
+    )
+    shares = statistics.summary()["box_sizes"]["head"]
+    assert shares == {"below_8_px": 0.3333, "below_16_px": 0.6667, "below_32_px": 0.6667}
+
+
+def test_the_resize_is_the_recipes():
+    """The table speaks of training, so its numbers must be the ones that training uses."""
+    recipe = {field.name: field.default for field in fields(Config)}
+    assert [recipe[name] for name in ("shortest_edge", "longest_edge", "num_queries")] == [SHORTEST, LONGEST, QUERIES]
