@@ -1,7 +1,9 @@
 """The splits of a packed dataset, and their images resized, augmented and with their boxes.
 
-source, annotations, info = load_split("DIR_OR_REPO", "train")
-dataset = CrowdDataset(source, annotations, Geometry(), config, seed=42)
+    source, annotations, info = load_split("DIR_OR_REPO", "train")
+    dataset = CrowdDataset(source, annotations, Geometry(), config, seed=42)
+
+`recipe.batches` makes batches of them.
 """
 
 from __future__ import annotations
