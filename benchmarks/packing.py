@@ -39,7 +39,8 @@ arrow_schema()
 source, out, workers = Path({source!r}), Path({out!r}), {workers}
 start, cpu = time.perf_counter(), time.process_time()
 {call}
-print(time.perf_counter() - start, time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(time.perf_counter() - start, time.process_time() - cpu, peak)
 """
 
 
@@ -148,7 +149,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         sides = [(args.images, OURS | PEERS)] + ([(args.large, OURS)] if args.large else [])
         print(
-            f"| images | side ({args.workers} workers for ours) | images/s | to datasets | CPU ms per image | peak MB |"
+            f"| images | side ({args.workers} workers for ours) | images/s | to datasets | CPU ms an image | peak MB |"
         )
         print("|---:|---|---:|---:|---:|---:|")
         reference = 0.0

@@ -57,71 +57,78 @@ def label_lines(data: bytes) -> list[tuple[int, str]]:
 
 def read_labels(data: bytes, file: str, classes: dict[int, int], width: int, height: int) -> Labels:
     """Boxes in pixels, cut at the border of an image of width x height (after its EXIF orientation)."""
-    rows: list[tuple[float, float, float, float]] = []
-    category: list[int] = []
-    dropped: Counter[str] = Counter()
+    lines = label_lines(data)
+    rows: list[tuple[float, float, float, float, float]] = []
+    numbers: list[int] = []
     problems: list[Problem] = []
     seen = set()
-    lines = label_lines(data)
     for number, line in lines:
-
-        def note(rule: str, action: str, detail: str, number: int = number) -> None:
-            problems.append(Problem(file, number, rule, action, detail))
-            if action != "clipped":
-                dropped[rule] += 1
-
         try:
-            values = parse_line(line, classes)
+            row = parse_line(line, classes)
         except Refusal as refusal:
-            note(refusal.args[0], "refused", refusal.args[1])
+            problems.append(Problem(file, number, refusal.args[0], "refused", refusal.args[1]))
             continue
-        if values in seen:
-            note("duplicate", "dropped", f"the same as an earlier line: {line.strip()}")
-            continue
-        seen.add(values)
-        x1, y1, x2, y2 = xyxy = _corners_xyxy(values, width, height)
-        left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
-        if min(right - left, bottom - top) <= TOLERANCE:
-            rule = "zero_size" if min(x2 - x1, y2 - y1) <= TOLERANCE else "outside"
-            note(rule, "dropped", f"no area inside the image: {line.strip()}")
-            continue
-        over = max(-x1, -y1, x2 - width, y2 - height)
-        if over > TOLERANCE:
-            note(
-                "over_border", "clipped", f"by up to {over:.2f} px: {' '.join(f'{value:.2f}' for value in xyxy)} xyxy"
+        if row in seen:
+            problems.append(
+                Problem(file, number, "duplicate", "dropped", f"the same as an earlier line: {line.strip()}")
             )
-        rows.append((left, top, right - left, bottom - top))
-        category.append(values[0])
-    boxes_xywh = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    return Labels(boxes_xywh, np.array(category, dtype=np.int64), len(lines), dropped, problems)
+            continue
+        seen.add(row)
+        rows.append(row)
+        numbers.append(number)
+    values = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    size = np.array([width, height])
+    half = values[:, 3:] / 2
+    xyxy = np.concatenate([(values[:, 1:3] - half) * size, (values[:, 1:3] + half) * size], axis=1)  # [n, 4] pixels
+    inside_xyxy = np.clip(xyxy, 0, np.tile(size, 2))
+    inside_wh = inside_xyxy[:, 2:] - inside_xyxy[:, :2]
+    kept = (inside_wh > TOLERANCE).all(axis=1)  # [n]
+    over = np.abs(xyxy - inside_xyxy).max(axis=1, initial=0)  # [n] pixels
+    for k in np.flatnonzero(~kept | (over > TOLERANCE)):
+        corners = " ".join(f"{value:.2f}" for value in xyxy[k])
+        if kept[k]:
+            rule, action, detail = "over_border", "clipped", f"by up to {over[k]:.2f} px: {corners} xyxy"
+        else:
+            rule = "zero_size" if (xyxy[k, 2:] - xyxy[k, :2]).min() <= TOLERANCE else "outside"
+            action, detail = "dropped", f"no area inside {width} x {height} px: {corners} xyxy"
+        problems.append(Problem(file, numbers[k], rule, action, detail))
+    dropped = Counter(problem.rule for problem in problems if problem.action != "clipped")
+    bbox_xywh = np.concatenate([inside_xyxy[:, :2], inside_wh], axis=1)[kept]
+    return Labels(bbox_xywh, values[kept, 0].astype(np.int64), len(lines), dropped, sorted(problems))
 
 
-def parse_line(line: str, classes: dict[int, int]) -> tuple[int, float, float, float, float]:
+def parse_line(line: str, classes: dict[int, int]) -> tuple[float, float, float, float, float]:
     """`class cx cy w h` as our class index and shares of the image.
 
     Raises:
         Refusal: with the rule that was broken and what was found.
     """
-    words = line.split()
-    if len(words) > 6:
-        raise Refusal("polygon", f"{len(words)} values: a segmentation polygon, not a box `class cx cy w h`")
     try:
-        number, cx, cy, w, h = values = [float(word) for word in words]
+        number, cx, cy, w, h = map(float, line.split())
+        category = classes[number]  # type: ignore[index]  # 1.0 finds 1
+    except (ValueError, KeyError):
+        raise _refusal(line, classes) from None
+    n = NORMALISED
+    if 0 <= w <= n and 0 <= h <= n and -n <= cx <= n and -n <= cy <= n:  # NaN fails, too
+        return category, cx, cy, w, h
+    raise _refusal(line, classes)
+
+
+def _refusal(line: str, classes: dict[int, int]) -> Refusal:
+    """Which rule a line broke."""
+    words, shown = line.split(), line.strip()[:80]
+    if len(words) > 6:
+        return Refusal("polygon", f"{len(words)} values: a segmentation polygon, not a box `class cx cy w h`")
+    try:
+        number, *_, w, h = values = [float(word) for word in words]
     except ValueError:
-        raise Refusal("malformed", f"not five numbers `class cx cy w h`: {line.strip()[:80]}") from None
+        values = []
+    if len(values) != 5:
+        return Refusal("malformed", f"not five numbers `class cx cy w h`: {shown}")
     if not all(map(math.isfinite, values)):
-        raise Refusal("not_finite", line.strip())
+        return Refusal("not_finite", shown)
     if number not in classes:
-        raise Refusal("class", f"class {words[0]}, allowed are {', '.join(map(str, classes))}")
+        return Refusal("class", f"class {words[0]}, allowed are {', '.join(map(str, classes))}")
     if w < 0 or h < 0:
-        raise Refusal("negative_size", line.strip())
-    if max(abs(cx), abs(cy), w, h) > NORMALISED:
-        raise Refusal("not_normalised", f"shares of the image are expected, not pixels: {line.strip()}")
-    return classes[int(number)], cx, cy, w, h
-
-
-def _corners_xyxy(
-    values: tuple[int, float, float, float, float], width: int, height: int
-) -> tuple[float, float, float, float]:
-    _, cx, cy, w, h = values
-    return (cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height
+        return Refusal("negative_size", shown)
+    return Refusal("not_normalised", f"shares of the image are expected, not pixels: {shown}")
