@@ -1,0 +1,156 @@
+"""Splits and their items: what is read, what is refused, and boxes that the stock processor turns back."""
+
+import datasets
+import numpy as np
+import packed
+import pytest
+import torch
+from transformers import DetrImageProcessor
+from transformers.image_transforms import center_to_corners_format
+from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
+
+from recipe.config import Config
+from recipe.data import CrowdDataset, load_split
+from recipe.geometry import Geometry
+from recipe.schema import UserError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_split_gives_images_and_boxes_in_the_shards_order(tmp_path):
+    rows = packed.crowd(7)
+    folder = packed.write(tmp_path / "crowd", rows, shards=3)
+    packed.write(folder, packed.crowd(2), split="validation")
+    (folder / "manifest.json").write_text("{}")
+    source, annotations, info = load_split(str(folder), "train")
+    assert [source[index]["image"]["bytes"] for index in range(7)] == [row["image"]["bytes"] for row in rows]
+    assert annotations.image_id.tolist() == list(range(7))
+    assert info["revision"] is None
+    assert info["manifest"].startswith("44136fa3")
+    assert len(load_split(str(folder), "validation")[0]) == 2
+    source, annotations, _ = load_split(str(folder), "train", limit=4)
+    assert len(source) == len(annotations) == 4
+
+
+def test_a_folder_packed_anew_is_read_anew(tmp_path):
+    """Bites when the Arrow cache is found by the files' names alone."""
+    folder = packed.write(tmp_path / "crowd", packed.crowd(3))
+    load_split(str(folder), "train")
+    changed = [packed.row(number, 50, 60) for number in (0, 1, 2)]
+    packed.write(folder, changed)
+    source, annotations, _ = load_split(str(folder), "train")
+    assert source[1]["image"]["bytes"] == changed[1]["image"]["bytes"]
+    assert annotations.width.tolist() == [60, 60, 60]
+
+
+def test_a_hub_repo_is_downloaded_and_its_commit_is_told(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    snapshot = packed.write(tmp_path / "snapshots" / "0123abc", packed.crowd(3))
+    asked = {}
+
+    def download(repo_id, **options):
+        asked.update(options, repo_id=repo_id)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    _, annotations, info = load_split("someone/crowd", "train", revision="v1")
+    assert len(annotations) == 3
+    assert info["revision"] == "0123abc"
+    assert asked["repo_id"] == "someone/crowd"
+    assert asked["revision"] == "v1"
+    assert "data/train-*.parquet" in asked["allow_patterns"]
+    assert not any("validation" in pattern for pattern in asked["allow_patterns"])
+
+
+def test_what_cannot_be_read_is_told_with_the_command_that_helps(tmp_path):
+    (tmp_path / "yolo").mkdir()
+    with pytest.raises(UserError, match=r"not packed.*data_prep pack"):
+        load_split(str(tmp_path / "yolo"), "train")
+    with pytest.raises(UserError, match=r"no such folder.*data_prep pack"):
+        load_split(str(tmp_path / "nowhere"), "train")
+    with pytest.raises(UserError, match="neither a folder here nor a dataset"):
+        load_split("someone/never-made", "train")  # the tests run offline
+    folder = packed.write(tmp_path / "half", packed.crowd(2))
+    with pytest.raises(UserError, match="no split 'validation', only train"):
+        load_split(str(folder), "validation")
+    other = datasets.Dataset.from_dict({"image": ["x"], "boxes": [[1.0]]})
+    (tmp_path / "other" / "data").mkdir(parents=True)
+    other.to_parquet(tmp_path / "other" / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="column 'objects' is missing"):
+        load_split(str(tmp_path / "other"), "train")
+
+
+def test_an_image_that_does_not_match_its_columns_or_is_broken_stops_with_its_id(tmp_path):
+    turned = packed.row(5, 40, 60, data=packed.encoded(packed.photograph(60, 40)))
+    broken = packed.row(6, 40, 60, data=b"\xff\xd8 no image")
+    source, annotations, _ = load_split(str(packed.write(tmp_path / "crowd", [turned, broken])), "train")
+    dataset = CrowdDataset(source, annotations, Geometry(64, 96))
+    with pytest.raises(ValueError, match="image_id 5 is 40x60, but its columns say 60x40"):
+        dataset[0]
+    with pytest.raises(ValueError, match="image_id 6 cannot be decoded"):
+        dataset[1]
+
+
+SHAPES = {
+    "landscape": (1080, 1920, [[100, 200, 300, 500], [1800, 1000, 120, 80], [0, 0, 8, 8]]),
+    "portrait": (1920, 1080, [[100, 200, 300, 500], [1000, 1800, 80, 120]]),
+    "square": (500, 500, [[10, 20, 100, 200]]),
+    "tiny": (30, 40, [[3, 4, 10, 12], [30, 20, 10, 10]]),
+    "huge": (4000, 6000, [[100, 200, 3000, 1500], [5990, 3990, 10, 10]]),
+    "a column": (1000, 1, [[0, 100, 1, 200]]),
+    "a row": (1, 1000, [[100, 0, 50, 1]]),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_stock_post_processing_of_a_perfect_prediction_gives_the_original_boxes(tmp_path, shape):
+    """Bites when boxes are normalised by the canvas: IoU 0.58 for 1920x1080, 0.38 for 640x480, 0 for a square."""
+    height, width, boxes_xywh = SHAPES[shape]
+    data = packed.encoded(np.zeros((height, width, 3), np.uint8))
+    folder = packed.write(tmp_path / "crowd", [packed.row(1, height, width, boxes_xywh, data=data)])
+    source, annotations, _ = load_split(str(folder), "train")
+    item = CrowdDataset(source, annotations, Geometry())[0]
+    assert item["pixels"].shape[:2] == item["size"]
+    assert all(side <= edge for side, edge in zip(item["size"], item["canvas"], strict=True))
+    logits = torch.full((1, len(boxes_xywh), 3), -20.0)
+    logits[..., 0] = 20.0
+    outputs = DetrObjectDetectionOutput(logits=logits, pred_boxes=torch.from_numpy(item["boxes"])[None])
+    found = DetrImageProcessor().post_process_object_detection(outputs, target_sizes=[item["orig_size"]])[0]
+    expected = center_to_corners_format(
+        torch.tensor([[x + w / 2, y + h / 2, w, h] for x, y, w, h in boxes_xywh], dtype=torch.float32)
+    )
+    assert (iou(found["boxes"], expected) > 0.99).all()
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # xyxy [n, 4] -> [n]
+    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(0).prod(1)
+    return inter / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inter)
+
+
+def test_labels_stay_with_their_boxes_when_others_leave_the_frame(tmp_path):
+    """Bites when labels are not dropped together with boxes: then a head's box would be a person's."""
+    boxes = [[0, 0, 4, 4], [90, 60, 30, 40], [176, 116, 4, 4], [20, 70, 12, 12]]
+    folder = packed.write(tmp_path / "crowd", [packed.row(1, 120, 180, boxes, [0, 1, 0, 1])])
+    source, annotations, _ = load_split(str(folder), "train")
+    config = Config(data="x", affine=1.0, translate=0.1, hflip=0.0)
+    dataset = CrowdDataset(source, annotations, Geometry(120, 180), config, seed=3)
+    counts = set()
+    for epoch in range(40):
+        item = dataset[(epoch, 0)]
+        counts.add(len(item["boxes"]))
+        assert len(item["boxes"]) == len(item["class_labels"])
+        for box, label in zip(item["boxes"], item["class_labels"], strict=True):
+            assert label == (box[2] * 180 > 8)  # only the heads (label 1) are wider than 8 pixels
+        assert (item["boxes"][:, :2] - item["boxes"][:, 2:] / 2 > -1e-6).all()
+        assert (item["boxes"][:, :2] + item["boxes"][:, 2:] / 2 < 1 + 1e-6).all()
+    assert counts >= {3, 4}
+
+
+def test_evaluation_items_are_the_same_in_every_epoch(tmp_path):
+    source, annotations, _ = load_split(str(packed.write(tmp_path / "crowd", packed.crowd(2))), "train")
+    dataset = CrowdDataset(source, annotations, Geometry(64, 96))
+    np.testing.assert_array_equal(dataset[(0, 1)]["pixels"], dataset[(7, 1)]["pixels"])
