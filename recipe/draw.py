@@ -37,7 +37,7 @@ def draw_boxes(
     canvas = np.ascontiguousarray(pixels).copy()
     thickness = thickness or max(1, round(max(canvas.shape[:2]) / 640))
     for (x0, y0, x1, y1), label in zip(np.asarray(boxes_xyxy).round().astype(int).tolist(), labels, strict=True):
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), color or COLORS[int(label)], thickness, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), color or COLORS[int(label)], thickness)
     return canvas
 
 

@@ -1,15 +1,16 @@
-"""Photographs of the report: typical predictions beside the ground truth, and the images with most missed boxes.
+"""The photographs of the report: labels beside predictions, and the images with most missed boxes.
 
-    worst(Path("report/worst.png"), details["worst_images"], images, dataset, thresholds)
+    worst(Path("report/worst.png"), details["worst_images"], images, dataset, limits)
 
-`images` are those of `DetectionMetrics.state()`, by image id: they hold the detections and the targets.
+`images` are those of `DetectionMetrics.state()` by image id: they hold detections and targets. `limits` [classes] are
+the score thresholds. Each picture shows the part of its image where the boxes can be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,57 +19,93 @@ from PIL import Image
 from recipe.breakdown import BACKGROUND, DUPLICATE, HIT, judge
 from recipe.coco import ImageBoxes
 from recipe.data import CrowdDataset
-from recipe.draw import COLORS, VERDICT_COLORS, draw_boxes, fit, grid, legend, words
+from recipe.draw import COLORS, VERDICT_COLORS, Color, draw_boxes, fit, grid, legend, words
 from recipe.images import decode
 
-PAIR = (398, 300)  # width and height of one picture of a pair
-TILE = (528, 396)
-SHOWN = 6  # typical images
-READABLE = 14.0  # pixels that a missed box should have in its tile
+Size = tuple[int, int]  # width, height in pixels
+
+PAIR: Size = (428, 321)
+TILE: Size = (528, 396)
+SHOWN = 6  # images of predictions.png
+CANDIDATES = 200  # from which they are chosen: judging every image of a large split takes long
+READABLE = 12.0  # pixels that all but the smallest boxes should have in a picture
+MOST_ZOOM = 4.0  # times the scale at which the whole image fits
+
+
+class View(NamedTuple):
+    """A part of an image, and the scale it is drawn at."""
+
+    corner: tuple[int, int]  # x, y of the original image
+    extent: Size  # in pixels of the original image
+    scale: float
+    zoom: float  # how many times larger than the whole image would be
+
+    def boxes(self, xyxy: np.ndarray) -> np.ndarray:
+        """[n, 4] corners in the original image to corners in the picture."""
+        return (xyxy - np.array(self.corner * 2)) * self.scale
+
+    def render(self, pixels: np.ndarray) -> np.ndarray:
+        """The part of the image, scaled."""
+        (x, y), (w, h) = self.corner, self.extent
+        size = max(1, round(w * self.scale)), max(1, round(h * self.scale))
+        how = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
+        return cv2.resize(np.ascontiguousarray(pixels[y : y + h, x : x + w]), size, interpolation=how)
+
+
+def view(size: tuple[int, int], picture: Size, boxes_xyxy: np.ndarray) -> View:
+    """The largest part of an image (height, width) in which three quarters of the boxes can be read.
+
+    Of all places for such a part, one that holds most of the boxes.
+    """
+    (height, width), (w, h) = size, picture
+    whole = min(w / width, h / height)
+    if not len(boxes_xyxy):
+        return View((0, 0), (width, height), whole, 1.0)
+    extents = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    small = max(float(np.quantile(np.sqrt(extents.prod(axis=1)), 0.25)), 1)
+    scale = float(np.clip(READABLE / small, whole, MOST_ZOOM * whole))
+    extent = min(width, round(w / scale)), min(height, round(h / scale))
+    centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2  # [n, 2]
+    corners = np.clip(centers - np.array(extent) / 2, 0, [width - extent[0], height - extent[1]])
+    inside = ((centers >= corners[:, None]) & (centers <= corners[:, None] + extent)).all(axis=2).sum(axis=1)
+    x, y = corners[int(np.argmax(inside))].astype(int).tolist()
+    return View((x, y), extent, scale, scale / whole)
 
 
 def predictions(
     path: Path, images: Mapping[int, ImageBoxes], dataset: CrowdDataset, limits: np.ndarray, names: Sequence[str]
 ) -> bool:
-    """Labelled and predicted boxes of six images, from the best found to the worst, by F1.
-
-    Args:
-        limits: [classes] the score threshold of each class.
-    """
-    scores = {}
-    for image in images.values():
-        verdict = judge(image, limits)
-        hits, kept = int(np.sum(verdict.kind == HIT)), int(np.sum(verdict.kind <= BACKGROUND))
-        if targets := int(np.sum(~image.crowd)):
-            scores[image.image_id] = 2 * hits / (kept + targets)
-    ranked = sorted(scores, key=lambda image_id: (-scores[image_id], image_id)) or sorted(images)
-    places = (np.arange(SHOWN) + 0.5) / SHOWN * len(ranked)
+    """Labelled and predicted boxes of a few images, from the best found to the worst."""
     tiles = []
-    for image_id in dict.fromkeys(ranked[int(place)] for place in places):
+    for image_id, f1 in _spread(images, limits):
         image = images[image_id]
         keep = image.scores > limits[image.labels]
-        pixels = _pixels(dataset, image_id)
-        texts = (
-            f"image {image_id}: {int(np.sum(~image.crowd))} labelled",
-            f"{int(keep.sum())} predicted, F1 {scores.get(image_id, 0):.2f}",
-        )
+        part = view(image.size, PAIR, image.targets)
+        base = _quiet(part.render(_pixels(dataset, image_id)))
+        zoom = f", zoom {part.zoom:.1f}" if part.zoom > 1.05 else ""
+        texts = f"image {image_id}: {len(image.targets)} labelled{zoom}", f"{int(keep.sum())} predicted, F1 {f1:.2f}"
         sides = ((image.targets, image.target_labels), (image.boxes[keep], image.labels[keep]))
         for text, (boxes, labels) in zip(texts, sides, strict=True):
-            tiles.append(np.vstack([words(text, PAIR[0]), fit_with_boxes(pixels, boxes, labels, PAIR)]))
+            drawn = draw_boxes(base, part.boxes(boxes), labels, thickness=2)
+            tiles.append(np.vstack([words(text, PAIR[0]), fit(drawn, PAIR)]))
     if not tiles:
         return False
-    picture = grid(tiles, 4)
-    entries = {name: COLORS[label % len(COLORS)] for label, name in enumerate(names)}
-    _save(path, np.vstack([legend(entries, picture.shape[1]), picture]))
+    _save(path, grid(tiles, 4), {name: COLORS[label % len(COLORS)] for label, name in enumerate(names)})
     return True
 
 
-def fit_with_boxes(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image scaled into `size` first and drawn on then, so that the lines stay thin and whole."""
-    scale = min(size[0] / pixels.shape[1], size[1] / pixels.shape[0])
-    shape = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    small = cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA)
-    return fit(draw_boxes(small, boxes * scale, labels, thickness=1), size)
+def _spread(images: Mapping[int, ImageBoxes], limits: np.ndarray) -> list[tuple[int, float]]:
+    """Image ids with their F1, evenly spread from the best to the worst; images without boxes only if all are."""
+    ids = sorted(image_id for image_id, image in images.items() if not image.crowd.all()) or sorted(images)
+    scores = []
+    for image_id in ids[:: max(1, len(ids) // CANDIDATES)]:
+        image = images[image_id]
+        kind = judge(image, limits).kind
+        boxes = int(np.sum(kind <= BACKGROUND)) + int(np.sum(~image.crowd))
+        scores.append((2 * int(np.sum(kind == HIT)) / max(boxes, 1), -image_id))
+    scores.sort(reverse=True)
+    places = dict.fromkeys(int((i + 0.5) / SHOWN * len(scores)) for i in range(SHOWN))
+    return [(-scores[place][1], scores[place][0]) for place in places if scores]
 
 
 def worst(
@@ -78,74 +115,43 @@ def worst(
     dataset: CrowdDataset,
     limits: np.ndarray,
 ) -> bool:
-    """The images with most missed boxes, zoomed to where most of them are; `rows` as in details()["worst_images"]."""
+    """The images with most missed boxes, in the order of `rows` (details()["worst_images"])."""
     tiles = []
     for row in rows:
-        if not row["misses"]:
-            continue
-        picture, zoom = _judged(images[row["image_id"]], _pixels(dataset, row["image_id"]), limits)
-        text = f"image {row['image_id']}: missed {row['misses']} of {row['boxes']}, {row['duplicates']} duplicates, "
-        text += f"{row['false_positives']} false" + (f" - zoom {zoom:.1f}x" if zoom > 1.05 else "")
-        tiles.append(np.vstack([words(text, TILE[0]), picture]))
+        if row["misses"]:
+            picture, zoom = _judged(images[row["image_id"]], _pixels(dataset, row["image_id"]), limits)
+            text = f"image {row['image_id']}: missed {row['misses']} of {row['boxes']}, duplicates {row['duplicates']}"
+            text += f", false {row['false_positives']}" + (f", zoom {zoom:.1f}" if zoom > 1.05 else "")
+            tiles.append(np.vstack([words(text, TILE[0]), picture]))
     if not tiles:
         return False
-    picture = grid(tiles, 3 if len(tiles) > 2 else len(tiles))
-    meanings = {
-        "missed": "labelled, missed",
-        "hit": "labelled, found",
-        "duplicate": "duplicate detection",
-        "false positive": "false detection",
-    }
-    entries = {text: VERDICT_COLORS[kind] for kind, text in meanings.items()}
-    bar = legend(entries, max(picture.shape[1], 900))
-    picture = np.pad(picture, ((0, 0), (0, bar.shape[1] - picture.shape[1]), (0, 0)), constant_values=255)
-    _save(path, np.vstack([bar, picture]))
+    meanings = ("labelled and found", "labelled and MISSED", "duplicate detection", "other false detection")
+    _save(path, grid(tiles, 3), dict(zip(meanings, VERDICT_COLORS.values(), strict=True)))
     return True
 
 
 def _judged(image: ImageBoxes, pixels: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, float]:
-    """The tile of one image, and how many times larger it shows things than the whole image would."""
+    """The picture of one image with every box in the colour of its verdict, and its zoom."""
     verdict = judge(image, limits)
-    (x0, y0, x1, y1), scale, whole = window(image.size, image.targets[verdict.missed])
-    crop = cv2.cvtColor(pixels[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY)
-    shape = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
-    grey = cv2.resize(crop, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    grey = cv2.cvtColor((grey * 0.7 + 50).astype(np.uint8), cv2.COLOR_GRAY2RGB)  # pale, so that the colours stand out
+    part = view(image.size, TILE, image.targets[verdict.missed])
+    grey = cv2.cvtColor(part.render(pixels), cv2.COLOR_RGB2GRAY)
+    # Grey and pale: whatever has a colour is a box.
+    canvas = _quiet(cv2.cvtColor((grey * 0.7 + 55).astype(np.uint8), cv2.COLOR_GRAY2RGB))
+    missed = part.boxes(image.targets[verdict.missed])
+    tint = canvas.copy()
+    for x0, y0, x1, y1 in missed.round().astype(int).tolist():
+        cv2.rectangle(tint, (x0, y0), (x1, y1), VERDICT_COLORS["missed"], -1)
+    canvas = _quiet(cv2.addWeighted(tint, 0.25, canvas, 0.75, 0))
     false = (verdict.kind > DUPLICATE) & (verdict.kind <= BACKGROUND)
-    missed = (image.targets[verdict.missed] - [x0, y0, x0, y0]) * scale
     layers = (
-        ("hit", image.targets[verdict.target[verdict.kind == HIT]], 1),
-        ("false positive", image.boxes[false], 1),
-        ("duplicate", image.boxes[verdict.kind == DUPLICATE], 1),
+        ("hit", part.boxes(image.targets[verdict.target[verdict.kind == HIT]]), 1),
+        ("false positive", part.boxes(image.boxes[false]), 2),
+        ("duplicate", part.boxes(image.boxes[verdict.kind == DUPLICATE]), 2),
+        ("missed", missed, 2),
     )
     for kind, boxes, thickness in layers:
-        shown = (boxes - np.array([x0, y0, x0, y0])) * scale
-        grey = draw_boxes(grey, shown, [0] * len(shown), VERDICT_COLORS[kind], thickness)
-    tint = grey.copy()
-    for box in missed.round().astype(int).tolist():
-        cv2.rectangle(tint, box[:2], box[2:], VERDICT_COLORS["missed"], -1)
-    grey = cv2.addWeighted(tint, 0.25, grey, 0.75, 0)
-    grey = draw_boxes(grey, missed, [0] * len(missed), VERDICT_COLORS["missed"], 2)
-    return fit(grey, TILE), scale / whole
-
-
-def window(size: tuple[int, int], boxes_xyxy: np.ndarray) -> tuple[tuple[int, int, int, int], float, float]:
-    """Which part of an image to show so that the small ones of `boxes_xyxy` can be read.
-
-    Returns:
-        (x0, y0, x1, y1) in pixels of the image, the scale to draw it at, and the scale of the whole image.
-    """
-    height, width = size
-    whole = min(TILE[0] / width, TILE[1] / height)
-    extents = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    smallish = float(np.quantile(np.sqrt(extents.prod(axis=1)), 0.25))
-    scale = float(np.clip(READABLE / max(smallish, 1), whole, max(4 * whole, 1)))
-    w, h = min(width, round(TILE[0] / scale)), min(height, round(TILE[1] / scale))
-    centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2  # [n, 2]
-    corners = np.clip(centers - [w / 2, h / 2], 0, [width - w, height - h])
-    inside = ((centers >= corners[:, None]) & (centers <= corners[:, None] + [w, h])).all(axis=2).sum(axis=1)
-    x0, y0 = corners[int(np.argmax(inside))].astype(int).tolist()
-    return (x0, y0, x0 + w, y0 + h), scale, whole
+        canvas = draw_boxes(canvas, boxes, [0] * len(boxes), VERDICT_COLORS[kind], thickness)
+    return fit(canvas, TILE), part.zoom
 
 
 def _pixels(dataset: CrowdDataset, image_id: int) -> np.ndarray:
@@ -153,8 +159,10 @@ def _pixels(dataset: CrowdDataset, image_id: int) -> np.ndarray:
     return decode(dataset.source[row]["image"]["bytes"])
 
 
-def _save(path: Path, picture: np.ndarray) -> None:
-    """As PNG of 256 colours: a third of the bytes, and no photograph of this size shows it."""
-    Image.fromarray(picture).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        path, optimize=True
-    )
+def _quiet(pixels: np.ndarray) -> np.ndarray:
+    """Without the two lowest bits: nobody sees them, and a PNG of photographs is nearly half as large."""
+    return pixels & np.uint8(0xFC)
+
+
+def _save(path: Path, picture: np.ndarray, meanings: Mapping[str, Color]) -> None:
+    Image.fromarray(np.vstack([legend(meanings, picture.shape[1]), picture])).save(path)
