@@ -60,8 +60,7 @@ def jaccard(images: Sequence[ImageBoxes], pairs: Pairs, num_classes: int) -> np.
     """JI's ratio per image: matched / (detections + targets - matched) above each score 0.0, 0.1, ... 0.9.
 
     The matching is the bipartite one of largest total IoU over pairs above 0.5. Detections and targets that stay
-    unmatched and lie by more than half in a crowd region do not count. The benchmark's JI is the mean over images that
-    have detections or targets, at the best of the ten thresholds (Chu et al. 2020, `compute_JI.py`).
+    unmatched and lie by more than half in a crowd region do not count.
 
     Returns:
         [I, classes, 10] float64, NaN where an image has neither detections nor targets of the class.
@@ -95,6 +94,15 @@ def jaccard(images: Sequence[ImageBoxes], pairs: Pairs, num_classes: int) -> np.
     )
     ratio = np.where(n + m > 0, k / np.maximum(n + m - k, 1), np.nan)
     return ratio.reshape(lanes, len(images), num_classes).transpose(1, 2, 0)
+
+
+def best_jaccard(ratios: np.ndarray) -> float:
+    """JI: the mean over the images that have detections or targets, at the best of the ten thresholds.
+
+    Chu et al. 2020, `compute_JI.py`. Higher is better. [I, 10], one class of jaccard(); 0 when no image counts.
+    """
+    counted = ~np.isnan(ratios)
+    return float((np.where(counted, ratios, 0).sum(0) / np.maximum(counted.sum(0), 1)).max())
 
 
 def largest_matching(edges: Pairs, solve: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from recipe import breakdown
 from recipe.coco import AREA_RANGES, CHUNK, ImageBoxes, Ranked, mark, offsets, overlapping
-from recipe.crowd import caltech_and_jaccard, log_average_miss_rate
+from recipe.crowd import best_jaccard, caltech_and_jaccard, log_average_miss_rate
 from recipe.schema import CLASS_NAMES, UserError
 
 RANGES = np.array(list(AREA_RANGES.values()))
@@ -151,7 +151,7 @@ class DetectionMetrics:
             targets = int(own.positives[0])
             out[f"map_{name}"], out[f"mar_100_{name}"] = classes[c]["map"], classes[c]["mar_100"]
             out[f"mr2_{name}"] = log_average_miss_rate(*own.lane(*CALTECH), targets, len(images))
-            out[f"ji_{name}"] = float(np.nanmean(jaccard[:, c], axis=0).max()) if targets else -1.0
+            out[f"ji_{name}"] = best_jaccard(jaccard[:, c]) if targets else -1.0
         return out
 
     def details(self) -> dict[str, Any]:

@@ -83,18 +83,19 @@ def test_crowd_metrics_clip_boxes_to_the_image_and_coco_does_not():
 
 
 def test_ji_is_the_mean_over_images_at_the_best_threshold():
-    """Image 1: two targets, both found (.95, .35), one false (.25). Image 2: one target, found at .65. Image 3 is
-    empty and does not count. Above 0.3: 2/2 and 1/1, mean 1; with image 3 counted it would be 2/3."""
+    """Image 1: two targets, both found (.95, .35), one false (.25). Image 2: one target, found at .65, and two false.
+    Image 3 is empty and does not count. Best above 0.3: 2/2 and 1/3, mean 2/3; all boxes in one pot would give 3/5."""
     metrics = DetectionMetrics()
     people = [(square(0, 0), PERSON), (square(50, 50), PERSON)]
     found = [(square(0, 0), 0.95, PERSON), (square(50, 50), 0.35, PERSON), (square(80, 80), 0.25, PERSON)]
     add(metrics, 1, found, people)
-    add(metrics, 2, [(square(0, 0), 0.65, PERSON)], people[:1])
+    false = [(square(300, 0), 0.65, PERSON), (square(400, 0), 0.65, PERSON)]
+    add(metrics, 2, [(square(0, 0), 0.65, PERSON), *false], people[:1])
     add(metrics, 3, [], [])
-    assert metrics.compute()["ji_person"] == 1.0
+    assert metrics.compute()["ji_person"] == pytest.approx(2 / 3)
     ratios = {image.image_id: image.jaccard[PERSON] for image in metrics.state()}
     assert ratios[1] == pytest.approx([2 / 3] * 3 + [2 / 2] + [1 / 2] * 6)
-    assert ratios[2] == pytest.approx([1.0] * 7 + [0.0] * 3)
+    assert ratios[2] == pytest.approx([1 / 3] * 7 + [0.0] * 3)
     assert np.isnan(ratios[3]).all()
 
 
@@ -113,12 +114,18 @@ def test_ji_matches_both_people_where_greedy_matching_loses_one():
 
 
 def test_ji_leaves_out_what_lies_in_a_crowd_region():
+    """In the region: an unfound person, a false detection, and a found person, who does count."""
     region = ([100, 100, 200, 200], PERSON)
-    hidden = (square(150, 150), PERSON)  # an unfound person inside the region
-    people = [(square(0, 0), PERSON), hidden, region]
-    found = [(square(0, 0), 0.95, PERSON), (square(120, 120), 0.95, PERSON), (square(400, 400), 0.95, PERSON)]
-    metrics = add(DetectionMetrics(), 1, found, people, crowd=[0, 0, 1])
-    assert metrics.compute()["ji_person"] == pytest.approx(1 / 2)  # 1 hit, 1 false; the region's two do not count
+    people = [(square(0, 0), PERSON), (square(150, 150), PERSON), (square(180, 180), PERSON), region]
+    places = [square(0, 0), square(180, 180), square(120, 120), square(400, 400)]
+    metrics = add(DetectionMetrics(), 1, [(box, 0.95, PERSON) for box in places], people, crowd=[0, 0, 0, 1])
+    assert metrics.compute()["ji_person"] == pytest.approx(2 / 3)  # 2 hits; the box at 400 is false
+
+
+def test_ji_is_zero_when_all_people_hide_in_crowd_regions():
+    """No image counts then, and a mean over nothing would be NaN."""
+    people = [([100, 100, 200, 200], PERSON), (square(150, 150), PERSON)]
+    assert add(DetectionMetrics(), 1, [], people, crowd=[1, 0]).compute()["ji_person"] == 0.0
 
 
 @settings(max_examples=30, deadline=None)
@@ -227,15 +234,16 @@ def test_the_recall_ceiling_counts_boxes_beyond_the_queries():
 
 
 def one_of_each_kind():
-    """Given in this order: a hit, its duplicate, a head called person, a box pushed aside, background, one in a crowd
-    region, one below the threshold. Targets: found person, head, person under the pushed box, region."""
+    """Given in this order: a hit, its duplicate, a head called person, a box pushed aside, background (a fifth of it
+    in the crowd region), one in the crowd region, one below the threshold. Targets: the person found, a head, the
+    person under the pushed box, the region."""
     people = [(square(0, 0), PERSON), (square(100, 0), HEAD), (square(200, 0), PERSON), ([300, 0, 400, 100], PERSON)]
     found = [
         (square(0, 1), 0.80, PERSON),
         (square(0, 0), 0.70, PERSON),
         (square(100, 0), 0.75, PERSON),
         (square(206, 0), 0.90, PERSON),
-        (square(600, 0), 0.95, PERSON),
+        (square(292, 0), 0.95, PERSON),
         (square(350, 50), 0.99, PERSON),
         (square(200, 0), 0.10, PERSON),
     ]
