@@ -43,10 +43,9 @@ class ImageBoxes:
     target_labels: np.ndarray  # [M] uint8
     target_area: np.ndarray  # [M] float64 square pixels
     crowd: np.ndarray  # [M] bool
-    marks: np.ndarray = field(
-        default_factory=lambda: np.zeros((2, 0, 0), np.uint8)
-    )  # [2, bytes, N], see mark() and crowd.py
-    jaccard: np.ndarray = field(default_factory=lambda: np.zeros((0, 10)))  # [classes, 10], NaN where nothing to count
+    # Filled by the matching: [2, bytes, N] bits (see mark() and crowd.py) and [classes, 10] ratios (see jaccard()).
+    marks: np.ndarray = field(default_factory=lambda: np.zeros((2, 0, 0), np.uint8))
+    jaccard: np.ndarray = field(default_factory=lambda: np.zeros((0, 10)))
 
     def of_label(self, label: int) -> slice:
         """The detections of one class."""
@@ -179,7 +178,7 @@ def mark(images: Sequence[ImageBoxes], overlap: tuple[np.ndarray, np.ndarray], r
     ignored = crowd | (area < low) | (area > high)  # [A, G]
     pairs = close_pairs(boxes, targets, crowd, overlap, IOU_THRESHOLDS[0])
     matched = match(pairs, len(boxes), crowd, ignored, IOU_THRESHOLDS)
-    counts_not = np.column_stack([ignored, (np.zeros(len(ranges), bool))])  # [A, G + 1]: -1 reads the last column
+    counts_not = np.column_stack([ignored, np.zeros(len(ranges), bool)])  # [A, G + 1]: -1 reads the last column
     outside = (det_area < low) | (det_area > high)  # [A, D]
     on_ignored = np.stack([row[m] for row, m in zip(counts_not, matched, strict=True)])  # [A, T, D]
     hit = (matched >= 0) & ~on_ignored

@@ -146,9 +146,9 @@ def test_ji_equals_one_assignment_over_the_whole_image(seed):
     )
     expected = []
     a, b = (np.hstack([x[:, :2], x[:, 2:] - x[:, :2]]).astype(np.float64) for x in (boxes, targets.astype(np.float32)))
+    iou = mask.iou(a, b, np.zeros(40))
     for threshold in np.arange(10) * 0.1:
-        iou = mask.iou(a[scores > threshold], b, np.zeros(40))
-        weight = np.where(iou > 0.5, iou, 0)
+        weight = np.where(iou > 0.5, iou, 0)[scores > threshold]
         k = (weight[linear_sum_assignment(weight, maximize=True)] > 0).sum()
         expected.append(k / ((scores > threshold).sum() + 40 - k))
     assert metrics.state()[0].jaccard[PERSON] == pytest.approx(expected)
