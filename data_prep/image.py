@@ -29,19 +29,18 @@ def image_size(data: bytes, verify: Verify = "full") -> tuple[int, int]:
         raise ValueError("the file is empty")
     try:
         return _jpeg_size(data, verify) if data.startswith(b"\xff\xd8\xff") else _other_size(data, verify)
-    except Exception as error:  # decoders raise whatever hostile bytes lead them to: struct.error, SyntaxError, ...
+    except Exception as error:  # decoders raise what hostile bytes lead them to: SyntaxError, DecompressionBomb, ...
         raise ValueError(_reason(error)) from error
 
 
 def _jpeg_size(data: bytes, verify: Verify) -> tuple[int, int]:
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # libjpeg-turbo refuses rare subsamplings that Pillow reads
         return _other_size(data, verify)
     if verify == "full":
         # strict: libjpeg's warnings count, which is how truncated and overwritten scans are found
-        target = "CMYK" if colorspace in ("CMYK", "YCCK") else "GRAY"
-        simplejpeg.decode_jpeg(data, target, min_height=1, min_width=1, min_factor=8)
+        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
     if not _has_app1(data):  # no EXIF and no XMP: PIL's parser, ten times slower than all the rest, is not needed
         return width, height
     with Image.open(io.BytesIO(data)) as image:

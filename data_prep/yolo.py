@@ -91,7 +91,13 @@ def open_folder(yolo_dir: Path) -> YoloFolder:
     classes = _class_ids(config.get("names"), path)
     root = yolo_dir / str(config.get("path") or "")
     root = root if root.is_dir() else yolo_dir  # `path` often names the machine on which the dataset was made
-    return YoloFolder(root, classes, {name: _list_split(root, config.get(key), key) for key, name in SPLITS.items()})
+    try:
+        splits = {name: _list_split(root, config.get(key), key) for key, name in SPLITS.items()}
+    except OSError as error:
+        raise UserError(
+            f"cannot read {error.filename}: {error.strerror}; give yourself the right to read it"
+        ) from error
+    return YoloFolder(root, classes, splits)
 
 
 def _class_ids(names: Any, path: Path) -> dict[int, int]:
@@ -120,10 +126,10 @@ def _list_split(root: Path, where: Any, key: str) -> Split:
         )
     if images.name != "images" and (images / "images").is_dir():
         images = images / "images"
-    parts = list(images.parts)
+    parts = list(Path(os.path.relpath(images, root)).parts)
     if "images" in parts:  # the last one: images/train -> labels/train, train/images -> train/labels
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    labels = Path(*parts)
+    labels = root.joinpath(*parts)
     if not labels.is_dir():
         raise UserError(f"the `{key}` label files should be in {labels}, which is not a folder (it may be empty)")
     split = _pair(root, images, labels)
@@ -163,7 +169,11 @@ def _pair(root: Path, images: Path, labels: Path) -> Split:
 def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
     """Every visible file below a folder, sorted, as (relative name, (size, mtime in ns))."""
     found: list[tuple[str, tuple[int, ...]]] = []
-    for base, folders, names in os.walk(folder):
+
+    def unreadable(error: OSError) -> None:  # os.walk would pass over the folder in silence
+        raise error
+
+    for base, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith("."):

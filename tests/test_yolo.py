@@ -175,6 +175,14 @@ def test_what_is_no_image_is_refused_with_a_reason(tmp_path, data):
     assert problem.detail
 
 
+def test_an_image_too_large_to_decode_is_refused():
+    """Pillow raises neither OSError nor ValueError here, so a narrow `except` would end in a traceback."""
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="pixels"):
+        image_size(buffer.getvalue(), "header")
+
+
 @given(st.binary(max_size=200), st.integers(0, 600))
 @settings(deadline=None)
 def test_no_bytes_crash_the_image_check(junk, at):
@@ -236,6 +244,14 @@ def test_files_that_belong_to_no_image_are_listed(tmp_path):
         ("labels/train/gone.txt", "label_without_image", "ignored"),
     ]
     assert split.orphan_boxes == 2
+
+
+def test_a_folder_called_images_above_the_dataset_does_not_mislead(tmp_path):
+    """Only the part below the dataset's root is turned from images into labels."""
+    root = write_folder(tmp_path / "images" / "crowd", {"a.jpg": (picture(), "0 0.5 0.5 0.2 0.2\n")}, layout="{split}")
+    (root / "train/a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (entry,) = open_folder(root).splits["train"].entries
+    assert entry.label == "train/a.txt"
 
 
 def test_a_path_from_another_machine_falls_back_to_the_yaml_folder(tmp_path):
