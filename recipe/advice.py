@@ -42,7 +42,7 @@ def next_steps(
     found = [
         *_missed(details, shrink),
         *_low_scores(details),
-        *_false_kinds(errors),
+        *_false_kinds({name: kinds for name, kinds in errors.items() if details["boxes"][name]}),
         *_density(details),
         *_limits(values, details, num_queries),
         *_schedule(history),

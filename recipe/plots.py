@@ -276,6 +276,8 @@ def error_kinds(path: Path, details: Mapping[str, Any]) -> bool:
                 for y in np.flatnonzero(shares[:, k] > 0.04).tolist():
                     text = f"{counts[y, k]:,}" + (f" ({shares[y, k]:.0%})" if shares[y, k] > 0.1 else "")
                     axes.text(starts[y, k] + shares[y, k] / 2, y, text, ha="center", va="center", fontsize=9)
+            for y in np.flatnonzero(counts.sum(axis=1) == 0).tolist():
+                axes.text(0.01, y, "none", va="center", fontsize=9, color=GREY)
             axes.invert_yaxis()
             axes.set(title=title, xlim=(0, 1))
             axes.xaxis.set_major_formatter("{x:.0%}")

@@ -146,7 +146,7 @@ def published(values: Mapping[str, float], details: Mapping[str, Any]) -> list[s
         "most with 500 to 1000 queries. Unless this evaluation was made on that set with such boxes, the "
         "photographs and the boxes are others and the rows cannot be compared. Their AP is at IoU 0.5 without a "
         "limit on detections; it is not `map`, which averages over stricter IoUs and is much lower for any "
-        "model. None of them gives `map` for both classes.",
+        "model. No paper gives `map` for both classes.",
     ]
 
 
