@@ -15,12 +15,16 @@ from collections.abc import Sequence
 
 from recipe.config import parse_train, train_parser
 from recipe.schema import CLASS_NAMES, UserError
+from recipe.version import describe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake is one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
+    if argv == ["--version"]:
+        print(describe())
+        return 0
     if argv[:1] == ["train"]:
         if {"-h", "--help"} & set(argv):
             train_parser().parse_args(["--help"])
@@ -48,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="recipe", description="Train and judge a crowd detector: a frozen DINOv3 under DETR.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="store_true", help="version, commit and lock")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", help="train on a packed dataset (`recipe train --help` has its flags)")
 

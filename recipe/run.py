@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from transformers import TrainingArguments
 
 from recipe.config import Config
 from recipe.schema import UserError
+from recipe.version import commit, lock
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,7 @@ def write_record(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": sys.argv,
         "commit": commit(),
+        "lock": lock(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "device": device(),
         "processes": args.world_size,
@@ -148,17 +149,6 @@ def write_record(
     partial.write_text(json.dumps(record, indent=2, default=str) + "\n")
     partial.replace(folder / RUN_FILE)
     return record
-
-
-def commit() -> str:
-    """The recipe's own git commit: from the image's label, or of the checkout that this file lies in."""
-    if "RECIPE_COMMIT" in os.environ:
-        return os.environ["RECIPE_COMMIT"]
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def device() -> str:
