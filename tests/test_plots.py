@@ -101,15 +101,6 @@ def test_without_history_there_is_no_plot(tmp_path):
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_a_long_run_is_drawn_by_its_averages(tmp_path):
-    """13,860 logged rows of 10 epochs would be a solid band."""
-    rng = np.random.default_rng(0)
-    rows = [{"epoch": i / 1000, "loss": 5 + rng.normal()} for i in range(5000)]
-    plots.learning_curves(tmp_path / "curves.png", rows)
-    drawn = colored(np.array_split(pixels(tmp_path / "curves.png"), 3, axis=1)[0], (0x8A, 0x8F, 0x98))
-    assert drawn < 6000
-
-
 def test_the_worst_images_show_hits_misses_duplicates_and_false_detections_in_the_legends_colours(crowd, tmp_path):
     data, images, details, limits = crowd
     rows = details["worst_images"]
