@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from recipe.config import parse_train, train_parser
 from recipe.schema import CLASS_NAMES, UserError
@@ -77,6 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--revision", help="branch, tag (epoch-03) or commit of a Hub repo")
     predict.set_defaults(run=_predict)
 
+    push = commands.add_parser("push", help="send what the Hub has missed of a run")
+    push.add_argument("folder", help="OUTPUT_DIR of the run")
+    push.add_argument("--hub_model_id", help="USER/NAME; default: the run's own")
+    push.set_defaults(run=_push)
+
     replay = commands.add_parser("replay", help="repeat the step whose loss was not finite")
     replay.add_argument("folder", help="OUTPUT_DIR/nonfinite/step-N")
     replay.set_defaults(run=_replay)
@@ -108,6 +114,12 @@ def _predict(options: argparse.Namespace) -> int:
     from recipe.predict import predict
 
     return predict(options)
+
+
+def _push(options: argparse.Namespace) -> int:
+    from recipe.hub import push
+
+    return push(Path(options.folder), options.hub_model_id)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ class Config:
     output_dir: str = _flag("outputs/run", "folder of this run")
     resume: Literal["auto", "never"] = _flag("auto", "go on from the last checkpoint of this run, or start anew")
     max_hours: float | None = _flag(None, "stop with a full checkpoint after so many hours, exit code 75")
+    push_minutes: float = _flag(10.0, "time for one push to the Hub; then training goes on, and it is sent later")
     max_train_images: int | None = _flag(None, "use only the first so many training images")
     max_val_images: int | None = _flag(None, "use only the first so many validation images")
     shown_images: int = _flag(4, "validation images drawn and logged at every evaluation; 0 for none")
@@ -65,7 +66,7 @@ class Config:
         for name in ("hflip", "affine", "color", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: a probability, from 0 to 1")
-        for name in ("max_train_images", "max_val_images", "max_hours"):
+        for name in ("max_train_images", "max_val_images", "max_hours", "push_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} {value}: must be above 0, or left out for no limit")

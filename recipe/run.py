@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface-hub", "trackio")
 # What may differ between a run and its continuation: nothing of it reaches a weight.
-FREE = {"preset", "data", "data_revision", "output_dir", "resume", "max_hours", "shown_images"}
+FREE = {"preset", "data", "data_revision", "output_dir", "resume", "max_hours", "push_minutes", "shown_images"}
 TRAINING_IDENTITY = (
     "num_train_epochs",
     "max_steps",
@@ -83,7 +84,16 @@ def claim(folder: Path, wanted: Mapping[str, Any], resume: str) -> Path | None:
             f"--output_dir {folder}: holds another run. Give another folder, delete it, "
             "or go on with it by `--resume auto`"
         )
-    found = json.loads(record.read_text())["identity"]
+    check_same(json.loads(record.read_text())["identity"], wanted, f"--output_dir {folder}")
+    return last_checkpoint(folder)
+
+
+def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on with the run that lies at `where` under other settings.
+
+    Raises:
+        UserError: naming each setting that differs.
+    """
     differing = [
         f"{name} was {found.get(name)}, now {wanted.get(name)}"
         for name in sorted(found.keys() | wanted.keys())
@@ -91,10 +101,9 @@ def claim(folder: Path, wanted: Mapping[str, Any], resume: str) -> Path | None:
     ]
     if differing:
         raise UserError(
-            f"--output_dir {folder}: holds a run with other settings: {'; '.join(differing)}. "
-            "Give the same settings to go on with it, or another --output_dir to start a new one"
+            f"{where}: holds a run with other settings: {'; '.join(differing)}. Give the same settings to go on with "
+            f"it, or another {where.split()[0]} to start a new one"
         )
-    return last_checkpoint(folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -134,7 +143,7 @@ def write_record(
     record = {
         "run_name": args.run_name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": sys.argv,
+        "command": without_tokens(sys.argv),
         "commit": commit(),
         "lock": lock(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
@@ -149,6 +158,20 @@ def write_record(
     partial.write_text(json.dumps(record, indent=2, default=str) + "\n")
     partial.replace(folder / RUN_FILE)
     return record
+
+
+def without_tokens(argv: Sequence[str]) -> list[str]:
+    """A command line, with the values of its `--..._token` flags left out."""
+    return [
+        re.sub(r"^(--\w*token\w*=).+", r"\1...", word) if not re.fullmatch(r"--\w*token\w*", before) else "..."
+        for before, word in zip(["", *argv], argv, strict=False)
+    ]
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The contents of run.json; empty where there is none."""
+    path = folder / RUN_FILE
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def device() -> str:

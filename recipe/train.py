@@ -6,6 +6,7 @@ recipe train --data DIR_OR_REPO --output_dir outputs/run
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import logging
@@ -14,16 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TrackioCallback
 
 from recipe import run, tracking
 from recipe.annotations import Annotations, describe, summary
+from recipe.card import write_card
 from recipe.config import PILOT_CPU, Config, training_defaults
 from recipe.data import CrowdDataset, load_split
 from recipe.geometry import Geometry
+from recipe.hub import RunRepo, open_run, report_unpushed
 from recipe.model import build_model, build_processor, freeze, load_model, write_backbone
 from recipe.pictures import Pictures
 from recipe.schema import CLASS_NAMES, UserError
@@ -40,20 +46,25 @@ def train(config: Config, rest: Sequence[str]) -> int:
     config = fit_to_device(config)
     args = training_arguments(config, rest)
     folder = Path(config.output_dir)
+    repo = open_repo(config, args)
+    pinned = pin(config, repo)
 
-    training, validation, dataset = load_data(config, args)
+    training, validation, dataset = load_data(pinned, args)
     wanted = run.identity(config, args, dataset["identity"])
-    checkpoint = run.claim(folder, wanted, config.resume) if args.should_save else run.last_checkpoint(folder)
+    with args.main_process_first(desc="the checkpoint to go on from"):
+        if repo is not None:
+            repo.restore(folder, wanted)
+        checkpoint = run.claim(folder, wanted, config.resume) if args.should_save else run.last_checkpoint(folder)
     args.run_name = name_run(folder, args)
 
     set_seed(args.seed)
-    model = build(config, args, training.annotations, folder, checkpoint)
+    model = build(pinned, args, training.annotations, folder, checkpoint)
     processor = build_processor(config.shortest_edge, config.longest_edge)
     if args.should_save:
-        extra = {"dataset": dataset, "backbone_revision": getattr(model.config.backbone_config, "_commit_hash", None)}
-        run.write_record(folder, config, args, wanted, extra)
+        run.write_record(folder, pinned, args, wanted, {"dataset": dataset})
 
     trainer = CrowdTrainer(config, args, model, processor, training, validation)
+    trainer.repo = repo
     deadline = watch(trainer, config)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -63,8 +74,7 @@ def train(config: Config, rest: Sequence[str]) -> int:
     if deadline.reason is not None:
         print(f"stopped: {deadline.reason}; the same command goes on from {run.last_checkpoint(folder)}")
         return DEADLINE_EXIT
-    finish(trainer, config)
-    return 0
+    return finish(trainer, config)
 
 
 def fit_to_device(config: Config) -> Config:
@@ -96,9 +106,36 @@ def training_arguments(config: Config, rest: Sequence[str]) -> TrainingArguments
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"unknown flag {unknown[0]}{hint}. `recipe train --help` lists the recipe's flags")
     try:
+        values.push_to_hub = values.push_to_hub or values.hub_model_id is not None
         return TrainingArguments(**vars(values))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"transformers refuses these flags: {str(error).splitlines()[0]}") from error
+
+
+def open_repo(config: Config, args: TrainingArguments) -> RunRepo | None:
+    """The Hub repo of this run, on the process that pushes; found wanting now rather than at the first push."""
+    if not args.push_to_hub or not args.should_save:
+        return None
+    folder = Path(config.output_dir)
+    settings = {"private": args.hub_private_repo, "minutes": config.push_minutes, "token": args.hub_token}
+    repo = open_run(args.hub_model_id or folder.resolve().name, folder, config.resume, **settings)
+    args.hub_model_id = repo.repo_id
+    return repo
+
+
+def pin(config: Config, repo: RunRepo | None) -> Config:
+    """Branches become commits: those of the run that is gone on with, else today's. The same on every process."""
+    earlier = (repo.record if repo is not None else None) or run.read_record(Path(config.output_dir))
+    backbone, data = config.backbone_revision, config.data_revision
+    if earlier:
+        backbone = earlier["config"]["backbone_revision"]
+        if earlier["config"]["data"] == config.data:
+            data = earlier["dataset"]["revision"]
+    elif config.backbone.count("/") == 1 and not Path(config.backbone).exists():
+        with contextlib.suppress(OSError, httpx2.HTTPError):  # offline: whatever lies in the cache
+            backbone = HfApi().model_info(config.backbone, revision=config.backbone_revision).sha
+    pinned = dataclasses.replace(config, backbone_revision=backbone, data_revision=data)
+    return broadcast_object_list([pinned])[0]
 
 
 def load_data(config: Config, args: TrainingArguments) -> tuple[CrowdDataset, CrowdDataset, dict[str, Any]]:
@@ -138,7 +175,8 @@ def built_in_sample(config: Config, args: TrainingArguments) -> str:
 
 def name_run(folder: Path, args: TrainingArguments) -> str:
     """The run's name on Trackio: as given, else the folder's; one name for all continuations."""
-    return args.run_name if args.run_name and args.run_name != args.output_dir else folder.resolve().name
+    given = args.run_name if args.run_name != args.output_dir else None
+    return given or run.read_record(folder).get("run_name") or folder.resolve().name
 
 
 def build(
@@ -177,19 +215,23 @@ def watch(trainer: CrowdTrainer, config: Config) -> Deadline:
     return deadline
 
 
-def finish(trainer: CrowdTrainer, config: Config) -> None:
-    """Save the best model at the root of the run, and write the report on it."""
+def finish(trainer: CrowdTrainer, config: Config) -> int:
+    """Save the best model at the root of the run, write the report on it, and push both. Returns the exit code."""
     from recipe.report import print_summary, write_report
 
     trainer.save_model()
     if trainer.evaluation is None or trainer.state.best_global_step not in (None, trainer.state.global_step):
         trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation of the best model")
     if not trainer.is_world_process_zero():
-        return
+        return 0
     folder = Path(config.output_dir)
     assert trainer.evaluation is not None
-    write_report(folder, trainer.evaluation, trainer.eval_dataset, history=tracking.read_log(folder))
+    found = write_report(folder, trainer.evaluation, trainer.eval_dataset, history=tracking.read_log(folder))
+    values = {key: value for key, value in found.items() if isinstance(value, float)}
+    write_card(folder, values, found["details"], run.read_record(folder))
+    left = trainer.repo.push(folder, final=True) if trainer.repo is not None else []
     print_summary(folder, trainer.evaluation)
     print(f"model      {folder}")
     print(f"report     {folder / 'report' / 'report.md'}")
     print(f"dashboard  trackio show --project {trainer.args.project}")
+    return report_unpushed(left, folder)

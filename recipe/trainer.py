@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,11 +31,15 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from recipe.card import write_card
 from recipe.config import Config
 from recipe.data import CrowdDataset, OrientationBatchSampler, collate, normalise
 from recipe.metrics import DetectionMetrics
 from recipe.model import SHARDS, load_weights, save_detector
-from recipe.run import save_batch
+from recipe.run import read_record, save_batch
+
+if TYPE_CHECKING:
+    from recipe.hub import RunRepo
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +69,8 @@ class CrowdTrainer(Trainer):
         self._layer_sums: Tensor | None = None
         self._layer_count = 0
         self._rng: dict[str, Any] = {}
+        self.repo: RunRepo | None = None  # where every checkpoint is pushed
+        self._limit = args.save_total_limit
         self._rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
         self._shown_ids = set(list(self._rows)[: config.shown_images])
         super().__init__(
@@ -199,6 +205,23 @@ class CrowdTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_shard)
         self.processing_class.save_pretrained(folder)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Nothing to do: `recipe.hub` opens the repo before anything is loaded."""
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do when a model is saved: the finished run is pushed with its report."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # The stock push runs in the background and nobody asks for its error: two 500s lost an epoch in silence.
+        if self.repo is not None:
+            if self.evaluation is not None:
+                record = read_record(Path(self.args.output_dir))
+                write_card(Path(checkpoint_folder), self.evaluation.compute(), self.evaluation.details(), record)
+            left = self.repo.push(Path(self.args.output_dir))
+            if self._limit:  # rotation comes next: it may take neither the best nor what the Hub has missed
+                self.args.save_total_limit = max(self._limit, len(left) + 1)
+        self.accelerator.wait_for_everyone()
 
     @property
     def backbone_shard(self) -> Path:

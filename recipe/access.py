@@ -1,0 +1,127 @@
+"""The Hub as it is: a token that may or may not write, and a server with bad days.
+
+check_write_access("USER/NAME")                        before hours are spent, not at the first upload
+retry("the push", lambda: api.create_commit(...), time.monotonic() + 600)
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import get_session
+
+from recipe.schema import UserError
+
+logger = logging.getLogger(__name__)
+
+TRANSIENT = {408, 412, 425, 429, 500, 502, 503, 504}  # 412: somebody else committed in between, so look again
+TIMEOUT = httpx2.Timeout(120, connect=20)  # the client's default is none: a silent server would hold it for ever
+PATIENCE = 180.0  # seconds for the questions at the start
+Result = TypeVar("Result")
+
+
+class HubAway(UserError):
+    """The Hub did not answer, or only with errors of its own, for as long as we were ready to wait."""
+
+
+def retry(what: str, call: Callable[[], Result], deadline: float) -> Result:
+    """`call()`, and again after each passing failure, until time.monotonic() reaches `deadline`.
+
+    The pauses grow, are random, and as long as the server's Retry-After asks. Raises what the last attempt raised.
+    """
+    attempt = 0
+    while True:
+        try:
+            get_session().timeout = TIMEOUT
+            return call()
+        except Exception as error:
+            pause = max(random.uniform(0.5, 1.0) * min(2**attempt, 60), asked_pause(error))
+            if not is_transient(error) or time.monotonic() + pause > deadline:
+                raise
+            logger.info("%s: %s; again in %.0f s", what, in_a_line(error), pause)
+            time.sleep(pause)
+            attempt += 1
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those behind it: the client wraps some of its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    for cause in causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
+        if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
+            return cause.response.status_code in TRANSIENT
+        if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
+            return True
+    return False
+
+
+def asked_pause(error: BaseException) -> float:
+    """Seconds that the server asks to wait: Retry-After, or the rest of the rate limit's window."""
+    for cause in causes(error):
+        if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
+            headers = cause.response.headers
+            window = re.search(r"\bt=(\d+)", headers.get("RateLimit", "") if cause.response.status_code == 429 else "")
+            after = headers.get("Retry-After", "")
+            return max(float(after) if after.isdecimal() else 0.0, float(window[1]) if window else 0.0)
+    return 0.0
+
+
+def in_a_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def check_write_access(name: str, kind: str = "model", token: str | None = None) -> str:
+    """Whether the token may write to the repo `name` (USER/NAME, or NAME in one's own namespace), in words.
+
+    Raises:
+        UserError: no token, a wrong or read-only one, one without the right on this namespace, or somebody else's.
+        HubAway: the Hub cannot be asked.
+    """
+    api, deadline = HfApi(token=token), time.monotonic() + PATIENCE
+    if not (token or get_token()):
+        raise UserError(f"{name}: no token. Run `hf auth login`, or set HF_TOKEN to one that may write")
+    try:
+        user = retry("asking the Hub for the token's rights", api.whoami, deadline)
+        repo_id = name if "/" in name else f"{user['name']}/{name}"
+        _check_rights(repo_id, user)
+        retry(f"looking at {repo_id}", lambda: api.auth_check(repo_id, repo_type=kind, write=True), deadline)
+    except RepositoryNotFoundError:
+        return f"{user['name']} may create {repo_id}"
+    except (OSError, httpx2.HTTPError) as error:
+        if is_transient(error) or not isinstance(error, HfHubHTTPError):
+            raise HubAway(f"{name}: the Hub cannot be reached ({in_a_line(error)})") from error
+        raise UserError(f"{name}: the Hub does not take this token ({in_a_line(error)}). {FIX}") from error
+    return f"{user['name']} may write to {repo_id}"
+
+
+FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
+
+
+def _check_rights(repo_id: str, user: Mapping[str, Any]) -> None:
+    namespace, token = repo_id.split("/")[0], user["auth"]["accessToken"]
+    ours = [user["name"], *(org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read")]
+    if namespace not in ours:
+        raise UserError(f"{repo_id}: {user['name']} cannot write there, only under {', '.join(ours)}")
+    if token["role"] == "read":
+        raise UserError(f"{repo_id}: the token can only read. {FIX}")
+    if token["role"] == "fineGrained":
+        scopes = token["fineGrained"]["scoped"]
+        granted = {scope["entity"]["name"] for scope in scopes if "repo.write" in scope["permissions"]}
+        if not granted & {namespace, repo_id}:
+            raise UserError(f"{repo_id}: the fine-grained token has no write permission on {namespace}. {FIX}")

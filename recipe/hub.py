@@ -1,0 +1,333 @@
+"""The run on the Hub: every checkpoint a commit, every epoch a tag, and a lost machine goes on from there.
+
+    recipe train --hub_model_id USER/NAME ...      the same command on an empty machine goes on
+    recipe push OUTPUT_DIR                         sends what a Hub that stayed away has missed
+
+In the repo: the newest epoch's model at the root (the best at the end), all that training needs in last-checkpoint/.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars
+
+from recipe.access import PATIENCE, HubAway, check_write_access, in_a_line, is_transient, retry
+from recipe.model import SHARDS, link
+from recipe.run import RUN_FILE, check_same, checkpoints, is_whole, last_checkpoint
+from recipe.schema import UserError
+
+logger = logging.getLogger(__name__)
+
+LAST = "last-checkpoint"
+STATE = "trainer_state.json"
+INCOMING = ".incoming"
+PUSHED = "pushed.json"  # in a folder: where on the Hub its content is; without it, it is still to be sent
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "README.md")
+UNPUSHED_EXIT = 3
+
+
+class RunRepo:
+    """The model repo of one run.
+
+    Args:
+        minutes: for one push, all tries and pauses together; then training goes on, and what is left is sent later.
+    """
+
+    def __init__(self, repo_id: str, *, private: bool = True, minutes: float = 10.0, token: str | None = None) -> None:
+        self.repo_id, self.private, self.limit = repo_id, private, minutes * 60
+        self.api = HfApi(token=token)
+        self.record: dict[str, Any] | None = None  # run.json of the run that the repo holds, as `open` found it
+        self._commit = ""  # its newest commit
+        self._worker: threading.Thread | None = None
+
+    # ---- at the start ----
+
+    def open(self, resume: str) -> None:
+        """Create the repo if need be, and read which run it holds.
+
+        Raises:
+            UserError: it holds something else, or a run and `resume` is "never".
+            HubAway: the Hub cannot be reached.
+        """
+        create = functools.partial(self.api.create_repo, self.repo_id, private=self.private, exist_ok=True)
+        try:
+            self.repo_id = self._ask("creating", create).repo_id
+            self._commit, names = self._ask("reading", self._head)
+            if f"{LAST}/{RUN_FILE}" in names:
+                with tempfile.TemporaryDirectory() as folder:
+                    self.record = json.loads(
+                        self._download(f"{LAST}/{RUN_FILE}", self._commit, Path(folder)).read_text()
+                    )
+        except (OSError, httpx2.HTTPError) as error:
+            kind = HubAway if is_transient(error) else UserError
+            raise kind(f"--hub_model_id {self.repo_id}: {in_a_line(error)}") from error
+        if self.record is None and set(names) - {".gitattributes", "README.md"}:
+            raise UserError(f"--hub_model_id {self.repo_id}: holds something else than a run of this recipe")
+        if self.record is not None and resume == "never":
+            raise UserError(
+                f"--hub_model_id {self.repo_id}: holds the run {self.record['run_name']} of {self.record['started']}. "
+                "Give another repo, delete it, or go on with the run by `--resume auto`"
+            )
+
+    def restore(self, folder: Path, wanted: Mapping[str, Any]) -> None:
+        """Bring the run that `open` found into `folder`, unless what lies there has come as far.
+
+        Raises:
+            UserError: the run in the repo has other settings, or cannot be fetched.
+        """
+        if self.record is None:
+            return
+        check_same(self.record["identity"], wanted, f"--hub_model_id {self.repo_id}")
+        ours = (folder / RUN_FILE).exists() and json.loads((folder / RUN_FILE).read_text())["identity"] == wanted
+        if not ours and folder.exists() and {path.name for path in folder.iterdir()} - {INCOMING}:
+            return  # something else lies there: `run.claim` says so
+        try:
+            state = json.loads(self._download(f"{LAST}/{STATE}", self._commit, folder / INCOMING).read_text())
+            here = last_checkpoint(folder)
+            if here is None or step_of(here) < state["global_step"]:
+                self._restore(folder, state)
+        except (OSError, httpx2.HTTPError) as error:
+            raise UserError(f"--hub_model_id {self.repo_id}: cannot be fetched ({in_a_line(error)})") from error
+        finally:
+            shutil.rmtree(folder / INCOMING, ignore_errors=True)
+
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        last, best = state["global_step"], state["best_global_step"]
+        logger.info("going on with %s from step %d", self.repo_id, last)
+        if best not in (None, last):  # its weights are needed at the end
+            commits = self._ask("reading", lambda: self.api.list_repo_commits(self.repo_id, revision=self._commit))
+            self._fetch(next(c.commit_id for c in commits if c.title.endswith(f"step {best}")), best, folder)
+        checkpoint = self._fetch(self._commit, last, folder)
+        if best is not None:
+            state["best_model_checkpoint"] = str(folder / f"checkpoint-{best}")
+            (checkpoint / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+        self._tag(state, self._commit)  # the machine may have died between the commit and its tag
+        (folder / RUN_FILE).write_text(json.dumps(self.record, indent=2) + "\n")
+
+    def _fetch(self, commit: str, step: int, folder: Path) -> Path:
+        """The checkpoint that `commit` holds, as folder/checkpoint-N; the frozen backbone is fetched once."""
+        incoming, backbone = folder / INCOMING / commit, folder / SHARDS[True]
+        files = self._ask("reading", lambda: self._tree(commit))
+        for name, found in files.items():
+            if name == f"{LAST}/{SHARDS[True]}":
+                if not (backbone.exists() and is_there(addition(name, backbone), found)):
+                    self._download(name, commit, incoming).replace(backbone)
+            elif name.startswith(f"{LAST}/"):
+                self._download(name, commit, incoming)
+        link(backbone, incoming / LAST / SHARDS[True])
+        if not is_whole(incoming / LAST):
+            raise OSError(f"its {LAST} of commit {commit} is not whole")
+        mark(incoming / LAST, self.repo_id, commit)
+        target = folder / f"checkpoint-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        (incoming / LAST).replace(target)
+        return target
+
+    # ---- while training ----
+
+    def push(self, folder: Path, *, final: bool = False) -> list[str]:
+        """Send every checkpoint that is not there yet, oldest first, and with `final` the finished run.
+
+        Waits for it, but not beyond the limit: an upload that is still going on then goes on beside the training.
+        Whatever goes wrong is logged and never raised.
+
+        Returns:
+            What is still to be sent, in words.
+        """
+        end = time.monotonic() + self.limit
+        if final:
+            (folder / PUSHED).unlink(missing_ok=True)
+        if self._worker is not None:
+            self._worker.join(self.limit)
+        if self._worker is None or not self._worker.is_alive():
+            self._worker = threading.Thread(target=self._send, args=(folder, final, end), daemon=True)
+            self._worker.start()
+            self._worker.join(max(0.0, end - time.monotonic()))
+        return unpushed(folder, self.repo_id, final=final)
+
+    def _send(self, folder: Path, final: bool, deadline: float) -> None:
+        disable_progress_bars()
+        try:
+            for checkpoint in backlog(folder, self.repo_id):
+                self._send_checkpoint(folder, checkpoint, deadline)
+            if final:
+                paths = [*model_files(folder), *(folder / "report").glob("*")]
+                files = {str(path.relative_to(folder)): path for path in paths}
+                mark(folder, self.repo_id, self._send_files(files, "The best model and its report", deadline))
+        except Exception as error:  # nothing that happens to a push may end a training
+            logger.warning("not pushed to %s (%s): %s", self.repo_id, type(error).__name__, in_a_line(error))
+
+    def _send_checkpoint(self, folder: Path, checkpoint: Path, deadline: float) -> None:
+        state = json.loads((checkpoint / STATE).read_text())
+        files = {path.name: path for path in model_files(checkpoint)}
+        kept = [path for path in checkpoint.iterdir() if path.name not in (PUSHED, "README.md")]
+        files |= {f"{LAST}/{path.name}": path for path in [*kept, folder / RUN_FILE]}
+        started = time.monotonic()
+        commit = self._send_files(files, f"{tag_of(state) or 'Within an epoch'}, step {step_of(checkpoint)}", deadline)
+        self._tag(state, commit, deadline)
+        mark(checkpoint, self.repo_id, commit)
+        logger.info("%s is on the Hub after %.0f s", checkpoint.name, time.monotonic() - started)
+
+    def _send_files(self, files: Mapping[str, Path], title: str, deadline: float) -> str:
+        """Commit what the repo does not hold yet; the head when it holds all, as after an answer that was lost."""
+        operations = [addition(name, path) for name, path in files.items()]
+
+        def attempt() -> str:
+            head, tree = self._head()
+            missing = [
+                operation for operation in operations if not is_there(operation, tree.get(operation.path_in_repo))
+            ]
+            if not missing:
+                return head
+            # A file under two names, as every weight is, would be sent twice in one commit.
+            unique = {operation.upload_info.sha256: operation for operation in missing}
+            self.api.preupload_lfs_files(self.repo_id, unique.values(), free_memory=False)
+            commit = self.api.create_commit(self.repo_id, missing, commit_message=title, parent_commit=head)
+            return str(commit.oid)
+
+        return retry(f"pushing {title!r}", attempt, deadline)
+
+    def _tag(self, state: Mapping[str, Any], commit: str, deadline: float | None = None) -> None:
+        if (tag := tag_of(state)) is not None:
+            create = functools.partial(self.api.create_tag, self.repo_id, tag=tag, revision=commit, exist_ok=True)
+            self._ask(f"tagging {tag} in", create, deadline)
+
+    # ---- requests ----
+
+    def _ask(self, what: str, call: Any, deadline: float | None = None) -> Any:
+        return retry(f"{what} {self.repo_id}", call, deadline or time.monotonic() + PATIENCE)
+
+    def _head(self) -> tuple[str, dict[str, RepoFile]]:
+        """The newest commit and its files."""
+        commit = str(self.api.model_info(self.repo_id).sha)
+        return commit, self._tree(commit)
+
+    def _tree(self, commit: str) -> dict[str, RepoFile]:
+        entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def _download(self, name: str, commit: str, folder: Path) -> Path:
+        get = functools.partial(self.api.hf_hub_download, self.repo_id, name, revision=commit, local_dir=folder)
+        return Path(self._ask(f"fetching {name} of", get))
+
+
+def open_run(name: str, folder: Path, resume: str, **settings: Any) -> RunRepo:
+    """The repo that a training pushes to, with the token's rights checked and the run that it holds read.
+
+    Raises:
+        UserError: the token may not write there, or the repo is somebody else's, or its run is not to be gone on with.
+    """
+    repo = RunRepo(name, **settings)
+    try:
+        logger.info(check_write_access(name, token=settings.get("token")))
+        repo.open(resume)
+    except HubAway as error:
+        if not (folder / RUN_FILE).exists():  # else a run that the Hub may hold would be started a second time
+            raise
+        logger.warning("%s; going on with what lies in %s", error, folder)
+    return repo
+
+
+def push(folder: Path, name: str | None = None) -> int:
+    """`recipe push`: send what is not on the Hub yet. Returns the exit code.
+
+    Raises:
+        UserError: not a run, no repo given, no right to write there, or the repo holds another run.
+    """
+    if not (folder / RUN_FILE).exists():
+        raise UserError(f"{folder}: holds no run of this recipe (no {RUN_FILE})")
+    record = json.loads((folder / RUN_FILE).read_text())
+    name = name or record["training"]["hub_model_id"]
+    if not name:
+        raise UserError(f"{folder}: was trained without a Hub repo; give one with `--hub_model_id USER/NAME`")
+    repo = open_run(name, folder, "auto", private=record["training"]["hub_private_repo"] is not False)
+    if repo.record is not None:
+        check_same(repo.record["identity"], record["identity"], f"--hub_model_id {repo.repo_id}")
+    return report_unpushed(repo.push(folder, final=is_finished(folder)), folder)
+
+
+def report_unpushed(left: list[str], folder: Path) -> int:
+    """Say what could not be pushed, and return the exit code."""
+    if left:
+        logger.error("not pushed: %s\nthe Hub has missed it; send it with `recipe push %s`", ", ".join(left), folder)
+    return UNPUSHED_EXIT if left else 0
+
+
+_infos: dict[tuple[int, int, int], Any] = {}  # (device, inode, time of change) -> the client's record with the sha256
+
+
+def addition(path_in_repo: str, path: Path) -> CommitOperationAdd:
+    """A file of a commit. A file that lies under several names, as the backbone does, is hashed once."""
+    operation, stat = CommitOperationAdd(path_in_repo, str(path)), path.stat()
+    key = stat.st_dev, stat.st_ino, stat.st_mtime_ns
+    if key not in _infos:
+        operation.upload_info.sha256  # noqa: B018 - computed here, while the file is there, and kept
+    operation.upload_info = _infos.setdefault(key, operation.upload_info)
+    return operation
+
+
+def is_there(operation: CommitOperationAdd, found: RepoFile | None) -> bool:
+    """Whether the repo's file has the content that we would send."""
+    if found is None or found.size != operation.upload_info.size:
+        return False
+    if found.lfs is not None:
+        return bool(found.lfs.sha256 == operation.upload_info.sha256.hex())
+    content = Path(str(operation.path_or_fileobj)).read_bytes()
+    return bool(found.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What makes a folder a model for plain transformers, and its card."""
+    return [path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def tag_of(state: Mapping[str, Any]) -> str | None:
+    """`epoch-03` at the end of an epoch, None within one."""
+    epoch = round(state["epoch"])
+    return f"epoch-{epoch:02d}" if abs(state["epoch"] - epoch) < 1e-6 else None
+
+
+def mark(folder: Path, repo_id: str, commit: str) -> None:
+    """Note that the content of `folder` is on the Hub."""
+    (folder / PUSHED).write_text(json.dumps({"repo": repo_id, "commit": commit}) + "\n")
+
+
+def is_pushed(folder: Path, repo_id: str) -> bool:
+    try:
+        return bool(json.loads((folder / PUSHED).read_text())["repo"] == repo_id)
+    except (OSError, ValueError):
+        return False
+
+
+def backlog(folder: Path, repo_id: str) -> list[Path]:
+    """The whole checkpoints that are not on the Hub, oldest first."""
+    return [path for path in checkpoints(folder) if is_whole(path) and not is_pushed(path, repo_id)]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the best model lies at the root of the run."""
+    return (folder / "report" / "report.md").exists()
+
+
+def unpushed(folder: Path, repo_id: str, *, final: bool) -> list[str]:
+    """What is still to be sent, in words."""
+    left = [path.name for path in backlog(folder, repo_id)]
+    return left + (["the best model and its report"] if final and not is_pushed(folder, repo_id) else [])
