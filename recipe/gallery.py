@@ -90,7 +90,9 @@ def predictions(
             tiles.append(np.vstack([words(text, PAIR[0]), fit(drawn, PAIR)]))
     if not tiles:
         return False
-    _save(path, grid(tiles, 4), {name: COLORS[label % len(COLORS)] for label, name in enumerate(names)})
+    _save(
+        path, grid(tiles, min(4, len(tiles))), {name: COLORS[label % len(COLORS)] for label, name in enumerate(names)}
+    )
     return True
 
 
@@ -126,7 +128,7 @@ def worst(
     if not tiles:
         return False
     meanings = ("labelled and found", "labelled and MISSED", "duplicate detection", "other false detection")
-    _save(path, grid(tiles, 3), dict(zip(meanings, VERDICT_COLORS.values(), strict=True)))
+    _save(path, grid(tiles, 2 if len(tiles) < 3 else 3), dict(zip(meanings, VERDICT_COLORS.values(), strict=True)))
     return True
 
 

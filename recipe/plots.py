@@ -87,8 +87,7 @@ def learning_curves(path: Path, history: Rows) -> bool:
 def _losses(axes: Axes, training: Rows, evaluations: Rows) -> None:
     _line(axes, training, "loss", color=GREY, label="training")
     _line(axes, evaluations, "eval_loss", color=INK, marker="o", label="validation")
-    axes.set(title="Loss")
-    axes.set_ylim(bottom=0)
+    axes.set(title="Loss", ylim=(0, 1.1 * axes.get_ylim()[1]))
 
 
 def _layer_losses(axes: Axes, training: Rows) -> None:
@@ -99,8 +98,7 @@ def _layer_losses(axes: Axes, training: Rows) -> None:
         color = colormaps["viridis"](0.9 * place / max(len(layers) - 1, 1))
         word = f"layer {layer}" + (" (last)" if layer == layers[-1] else "")
         _line(axes, training, f"loss_layer_{layer}", color=color, label=word, linewidth=1.5)
-    axes.set(title="Training loss of each decoder layer")
-    axes.set_ylim(bottom=0)
+    axes.set(title="Training loss of each decoder layer", ylim=(0, 1.1 * axes.get_ylim()[1]))
 
 
 def _precisions(axes: Axes, evaluations: Rows) -> None:
@@ -109,8 +107,7 @@ def _precisions(axes: Axes, evaluations: Rows) -> None:
     _line(axes, evaluations, "eval_map", color=INK, marker="o", label="map")
     for name, color in class_colors(names).items():
         _line(axes, evaluations, f"eval_map_{name}", color=color, marker="o", label=f"map_{name}", linewidth=1.5)
-    axes.set(title="Average precision on validation")
-    axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
+    axes.set(title="Average precision on validation", ylim=(0, min(max(0.1, 1.1 * axes.get_ylim()[1]), 1)))
 
 
 def _epoch(row: Mapping[str, Any]) -> float:
@@ -118,7 +115,7 @@ def _epoch(row: Mapping[str, Any]) -> float:
 
 
 def _line(axes: Axes, rows: Rows, key: str, **options: Any) -> None:
-    points = np.array([(_epoch(row), row[key]) for row in rows if (row.get(key) or 0) > 0])
+    points = np.array([(_epoch(row), row[key]) for row in rows if row.get(key, -1) >= 0])
     if not len(points):
         return
     if len(points) == 1:
@@ -162,9 +159,11 @@ def _upright(axes: Axes, x: float, text: str, y: float, *, left: bool) -> None:
 
 
 def precision_recall(path: Path, details: Mapping[str, Any]) -> bool:
-    """Precision against recall per class at IoU 0.5 and 0.75, with the best-F1 point."""
+    """Precision against recall at IoU 0.5 and 0.75 of each class that has a hit, with the best-F1 point."""
     colors = class_colors(list(details["boxes"]))
-    curves = {name: curve for name, curve in details["pr_curves"].items() if details["boxes"][name]}
+    curves = {
+        name: curve for name, curve in details["pr_curves"].items() if details["operating_points"][name]["best_f1"]
+    }
     if not curves:
         return False
     with sheet(path, len(curves), height=4.2) as panels:
@@ -175,9 +174,9 @@ def precision_recall(path: Path, details: Mapping[str, Any]) -> bool:
                 drawn = [np.nan if s is None else p for p, s in zip(curve["precision"], curve["score"], strict=True)]
                 label = f"IoU {iou}: AP {np.mean(curve['precision']):.3f}"
                 axes.plot(curve["recall"], drawn, style, color=colors[name], label=label)
-            if point := details["operating_points"][name]["best_f1"]:
-                label = f"best F1 {point['f1']:.2f}, at threshold {point['threshold']:.2f}"
-                axes.plot(point["recall"], point["precision"], "o", color=INK, markersize=8, label=label)
+            point = details["operating_points"][name]["best_f1"]
+            label = f"best F1 {point['f1']:.2f}, at threshold {point['threshold']:.2f}"
+            axes.plot(point["recall"], point["precision"], "o", color=INK, markersize=8, label=label)
             axes.set(title=name, xlabel="recall: share of the labelled boxes found", xlim=(0, 1), ylim=(0, 1.02))
             axes.set_ylabel("precision: share of the detections right")
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14))
@@ -185,9 +184,13 @@ def precision_recall(path: Path, details: Mapping[str, Any]) -> bool:
 
 
 def thresholds(path: Path, details: Mapping[str, Any]) -> bool:
-    """Precision, recall and F1 against the score threshold per class, operating points marked."""
+    """Precision, recall and F1 of each class that has a hit against the threshold, operating points marked."""
     colors = class_colors(list(details["boxes"]))
-    curves = {name: curve for name, curve in details["threshold_curves"].items() if details["boxes"][name]}
+    curves = {
+        name: curve
+        for name, curve in details["threshold_curves"].items()
+        if details["operating_points"][name]["best_f1"]
+    }
     if not curves:
         return False
     with sheet(path, len(curves), height=4.2) as panels:

@@ -96,6 +96,18 @@ def test_a_long_run_is_drawn_by_its_averages(tmp_path, drawn):
     assert np.std(line.get_ydata()) < 0.4
 
 
+def test_an_average_precision_of_zero_is_drawn_and_an_undefined_one_is_not(tmp_path, drawn):
+    """The pilot's detector finds nothing: its first report would show an empty panel."""
+    plots.learning_curves(tmp_path / "curves.png", [{"epoch": 1, "eval_map": 0.0, "eval_map_50": -1.0}])
+    assert set(drawn[2]) == {"map"}
+
+
+def test_a_class_without_a_hit_has_no_curves(crowd, tmp_path):
+    points = {"person": {"best_f1": None}, "head": {"best_f1": None}}
+    for plot in (plots.precision_recall, plots.thresholds):
+        assert not plot(tmp_path / "plot.png", crowd[2] | {"operating_points": points})
+
+
 def test_without_history_there_is_no_plot(tmp_path):
     assert not plots.learning_curves(tmp_path / "curves.png", [{"train_runtime": 3.0}])
     assert not (tmp_path / "curves.png").exists()
