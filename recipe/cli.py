@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipe.config import parse_train, train_parser
+from recipe.config import Config, parse_train, train_parser
 from recipe.schema import CLASS_NAMES, UserError
 from recipe.version import describe
 
@@ -39,12 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("recipe").setLevel(logging.INFO)
     try:
         if argv[0] == "train":
-            from recipe.train import train
-
-            return train(config, rest)
+            return _train(config, rest, argv)
         return int(options.run(options) or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # several processes make the same mistake: one says so
+            print(f"error: {error}", file=sys.stderr)
         return 2
 
 
@@ -102,6 +101,19 @@ def _score(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a score from 0 to 1")
     return value
+
+
+def _train(config: Config, rest: Sequence[str], argv: Sequence[str]) -> int:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and "LOCAL_RANK" not in os.environ:
+        from recipe.processes import run_on_all
+
+        return run_on_all(gpus, argv)
+    from recipe.train import train
+
+    return train(config, rest)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
