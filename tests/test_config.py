@@ -1,0 +1,106 @@
+"""Settings are refused before hours are spent, and defaults stand in one place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from recipe.config import PILOT, TRAINING, Config, parse_train, training_defaults
+from recipe.schema import UserError
+from recipe.train import training_arguments
+
+
+def test_the_full_preset_is_the_contracts():
+    config, rest = parse_train(["--data", "here"])
+    assert (config.num_queries, config.encoder_layers, config.decoder_layers, config.d_model) == (300, 6, 6, 256)
+    assert (config.shortest_edge, config.longest_edge) == (960, 1536)
+    assert (config.hflip, config.affine, config.rotate, config.shear, config.translate) == (0.5, 0.4, 5, 3, 0.03)
+    args = training_arguments(config, rest)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
+    assert (args.learning_rate, args.weight_decay, args.max_grad_norm, args.warmup_steps) == (1e-4, 1e-4, 0.1, 0.05)
+    assert (args.num_train_epochs, args.save_total_limit, args.dataloader_num_workers) == (10, 8, 8)
+    assert args.metric_for_best_model == "eval_map"
+    assert args.load_best_model_at_end
+    assert args.hub_private_repo
+    assert args.trackio_static_space_id is False
+    assert args.logging_nan_inf_filter is False
+
+
+def test_the_pilot_changes_only_what_it_says():
+    config, _ = parse_train(["--preset", "pilot"])
+    differing = {name for name, value in vars(config).items() if value != getattr(Config, name)}
+    assert differing == {"preset", *PILOT}
+    assert training_defaults(config)["logging_steps"] == 1
+    assert training_defaults(config)["warmup_steps"] == 0
+
+
+def test_a_flag_beats_the_preset_and_the_default():
+    config, rest = parse_train(["--preset", "pilot", "--backbone", "here", "--learning_rate", "3e-4"])
+    assert config.backbone == "here"
+    assert training_arguments(config, rest).learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "x", "--num_queries", "0"], ["--num_queries 0", "1 or more"]),
+        (["--data", "x", "--hflip", "1.5"], ["--hflip 1.5", "from 0 to 1"]),
+        (["--data", "x", "--longest_edge", "100"], ["--longest_edge 100", "--shortest_edge"]),
+        (["--data", "x", "--d_model", "100"], ["--d_model 100", "multiple of the 8"]),
+        (["--data", "x", "--max_hours", "0"], ["--max_hours", "above 0"]),
+        (["--data", "x", "--scale_min", "2"], ["--scale_min 2.0", "min <= max"]),
+        (["--data", "x", "--augment", "maybe"], ["maybe", "neither true nor false"]),
+        (["--preset", "huge"], ["huge", "full", "pilot"]),
+        ([], ["--data is missing", "data_prep pack"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_2(flags, words, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_train(flags)
+    assert error.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--learning_rte", "1"], ["--learning_rte", "--learning_rate"]),
+        (["--eval_strategy", "sometimes"], ["sometimes"]),
+        (["--save_strategy", "no"], ["load_best_model_at_end"]),
+        (["--num_train_epochs", "many"], ["many"]),
+    ],
+)
+def test_a_wrong_flag_of_transformers_is_refused_with_a_suggestion(flags, words):
+    config, rest = parse_train(["--preset", "pilot", *flags])
+    with pytest.raises(UserError) as error:
+        training_arguments(config, rest)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_every_replaced_default_is_still_a_flag_of_transformers():
+    """Fails when a release renames one: evaluation_strategy, warmup_ratio and logging_dir went that way."""
+    config, _ = parse_train(["--data", "x"])
+    known = vars(training_arguments(config, []))
+    assert set(TRAINING) <= set(known)
+
+
+@pytest.mark.parametrize("module", ["recipe.cli", "data_prep"])
+def test_help_answers_at_once_and_imports_no_torch(module):
+    """Two seconds are allowed here, for a busy machine; benchmarks/startup.py measures it."""
+    code = (
+        f"import runpy, sys; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'cv2', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+    assert time.monotonic() - start < 2
