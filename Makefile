@@ -32,7 +32,8 @@ wheels/.ready: requirements.lock
 	touch $@
 
 pilot: setup   ## Phase A on the built-in sample: 10 + 10 images, 1 epoch, CPU or GPU, no network, no token
-	@.venv/bin/recipe train --preset pilot
+	@rm -rf outputs/pilot
+	.venv/bin/recipe train --preset pilot
 
 test: setup    ## all tests
 	@.venv/bin/python -m pytest -n 2 --dist loadfile

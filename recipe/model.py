@@ -46,7 +46,7 @@ class FrozenBackbone(DINOv3ViTBackbone):
     @torch.no_grad()
     def forward(self, pixel_values: Tensor, **_: Any) -> DINOv3ViTBackboneOutput:
         """pixel_values [batch, 3, height, width], normalised -> one map [batch, channels, height / 16, width / 16]."""
-        batch, _, height, width = pixel_values.shape
+        height, width = pixel_values.shape[-2:]
         with torch.autocast(pixel_values.device.type, enabled=False):  # autocast would cast every weight at every step
             pixel_values = pixel_values.to(self.dtype)
             hidden = self.embeddings(pixel_values)  # [batch, 1 + registers + patches, channels]
@@ -55,7 +55,7 @@ class FrozenBackbone(DINOv3ViTBackbone):
                 hidden = layer(hidden, position_embeddings=position)
             patches = self.norm(hidden)[:, 1 + self.config.num_register_tokens :]
         grid = (height // self.config.patch_size, width // self.config.patch_size)
-        feature_map = patches.transpose(1, 2).reshape(batch, -1, *grid).contiguous()
+        feature_map = patches.transpose(1, 2).reshape(len(patches), -1, *grid).contiguous()
         return DINOv3ViTBackboneOutput(feature_maps=(feature_map,))
 
 

@@ -154,10 +154,19 @@ def write_record(
         "identity": dict(wanted),
         **extra,
     }
+    _write(folder, record)
+    return record
+
+
+def amend_record(folder: Path, **fields: Any) -> None:
+    """Add to run.json what only the training itself can tell."""
+    _write(folder, json.loads((folder / RUN_FILE).read_text()) | fields)
+
+
+def _write(folder: Path, record: Mapping[str, Any]) -> None:
     partial = folder / f"{RUN_FILE}.partial"
     partial.write_text(json.dumps(record, indent=2, default=str) + "\n")
     partial.replace(folder / RUN_FILE)
-    return record
 
 
 def without_tokens(argv: Sequence[str]) -> list[str]:

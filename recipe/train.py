@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +29,13 @@ from recipe.annotations import Annotations, describe, summary
 from recipe.card import write_card
 from recipe.config import PILOT_CPU, Config, training_defaults
 from recipe.data import CrowdDataset, load_split
+from recipe.deadline import Deadline
 from recipe.geometry import Geometry
 from recipe.hub import RunRepo, open_run, report_unpushed
 from recipe.model import build_model, build_processor, freeze, load_model, write_backbone
 from recipe.pictures import Pictures
 from recipe.schema import CLASS_NAMES, UserError
-from recipe.trainer import CrowdTrainer, Deadline, NonFiniteLoss
+from recipe.trainer import CrowdTrainer, NonFiniteLoss
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +134,7 @@ def pin(config: Config, repo: RunRepo | None) -> Config:
         if earlier["config"]["data"] == config.data:
             data = earlier["dataset"]["revision"]
     elif config.backbone.count("/") == 1 and not Path(config.backbone).exists():
-        with contextlib.suppress(OSError, httpx2.HTTPError):  # offline: whatever lies in the cache
+        with contextlib.suppress(OSError, ValueError, httpx2.HTTPError):  # offline: whatever lies in the cache
             backbone = HfApi().model_info(config.backbone, revision=config.backbone_revision).sha
     pinned = dataclasses.replace(config, backbone_revision=backbone, data_revision=data)
     return broadcast_object_list([pinned])[0]
@@ -210,16 +212,17 @@ def watch(trainer: CrowdTrainer, config: Config) -> Deadline:
         trainer.add_callback(board)
     trainer.add_callback(tracking.MetricsLog())
     trainer.add_callback(Pictures(trainer, board))
-    deadline = Deadline(config.max_hours)
+    command = f"python jobs/launch.py --flavor a10g-large --pace-from {folder} -- {shlex.join(sys.argv[2:])}"
+    trainer.add_callback(tracking.PaceLog(len(trainer.train_dataset), len(trainer.eval_dataset), command))
+    deadline = Deadline(trainer, config.max_hours)
     trainer.add_callback(deadline)
     return deadline
 
 
 def finish(trainer: CrowdTrainer, config: Config) -> int:
     """Save the best model at the root of the run, write the report on it, and push both. Returns the exit code."""
-    from recipe.report import print_summary, write_report
+    from recipe.report import operating_thresholds, print_summary, write_report
 
-    trainer.save_model()
     if trainer.evaluation is None or trainer.state.best_global_step not in (None, trainer.state.global_step):
         trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation of the best model")
     if not trainer.is_world_process_zero():
@@ -227,6 +230,9 @@ def finish(trainer: CrowdTrainer, config: Config) -> int:
     folder = Path(config.output_dir)
     assert trainer.evaluation is not None
     found = write_report(folder, trainer.evaluation, trainer.eval_dataset, history=tracking.read_log(folder))
+    # Each class's best-F1 score travels in config.json, a plain extra key: `recipe predict` starts from it.
+    trainer.model.config.detection_thresholds = operating_thresholds(found["details"])
+    trainer.save_model()
     values = {key: value for key, value in found.items() if isinstance(value, float)}
     write_card(folder, values, found["details"], run.read_record(folder))
     left = trainer.repo.push(folder, final=True) if trainer.repo is not None else []

@@ -4,15 +4,13 @@
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
 
 Batches of one orientation, normalised on the device; streaming COCO metrics; strict restore of every tensor; two
-weight shards, the frozen one hard-linked; a stop on the first non-finite loss; a deadline.
+weight shards, the frozen one hard-linked; a stop on the first non-finite loss.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import signal
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    DetrForObjectDetection,
-    DetrImageProcessor,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import DetrForObjectDetection, DetrImageProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from recipe.card import write_card
@@ -244,33 +234,3 @@ def random_state() -> dict[str, Any]:
     """The generators that a training step draws from."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-class Deadline(TrainerCallback):
-    """Stop with a full checkpoint when the time is up or SIGTERM arrives, without evaluating half an epoch."""
-
-    def __init__(self, max_hours: float | None) -> None:
-        self.end = None if max_hours is None else time.monotonic() + max_hours * 3600
-        self.reason: str | None = None
-        self._sigterm = False
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-
-    def _on_sigterm(self, *_: Any) -> None:
-        self._sigterm = True
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        over = self._sigterm or (self.end is not None and time.monotonic() > self.end)
-        if over and state.global_step < state.max_steps:
-            self.reason = "SIGTERM" if self._sigterm else "the time given by --max_hours is up"
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
-        return control
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        if self.reason is not None:  # the checkpoint has just been written at the step's end
-            control.should_save = control.should_evaluate = False
-        return control
