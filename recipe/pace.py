@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Peak dense bf16 tensor TFLOPS, from NVIDIA's datasheets (which print twice as much, "with sparsity", for most).
 # What a card sustains is less, the more so the less power it may draw: a ratio of two of them is an estimate.
@@ -73,10 +75,16 @@ class Pace:
             ValueError: no run, or one that measured none.
         """
         try:
-            found = json.loads((folder / "run.json").read_text())["pace"]
-            return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)})
-        except (OSError, KeyError, ValueError) as error:
+            return cls.of(json.loads((folder / "run.json").read_text()))
+        except (OSError, ValueError) as error:
             raise ValueError(f"{folder}: holds no pace; `recipe train` writes one after its first 50 steps") from error
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Pace:
+        """The pace in the contents of run.json. Raises ValueError where there is none."""
+        if "pace" not in record:
+            raise ValueError("no pace")
+        return cls(**{field.name: record["pace"][field.name] for field in dataclasses.fields(cls)})
 
 
 def peak_tflops(device: str) -> float | None:

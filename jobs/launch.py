@@ -1,0 +1,246 @@
+"""The same image on HF Jobs, with everything checked before it costs anything.
+
+    python jobs/launch.py --flavor a10g-large --dry-run -- --data USER/CROWD --hub_model_id USER/DETECTOR
+    python jobs/launch.py --flavor a10g-large --until-done -- --data USER/CROWD --hub_model_id USER/DETECTOR
+    python jobs/launch.py --status
+
+What stands after `--` are flags of `recipe train`. The exit code is the job's; 75: its time was up, and the same
+command goes on. Standard library only until there is something to ask the Hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs import preflight
+from jobs.job import PROJECT, Order, follow, patiently, say, submit, table
+from jobs.plan import Plan, Target, hours, schedule
+from recipe.config import Config, parse_train, training_defaults
+from recipe.schema import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, JobInfo
+
+DEADLINE_EXIT = 75  # of `recipe train`: stopped at --max_hours with everything pushed
+DETACHED_EXIT = 130  # as a shell has it after Ctrl-C
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The launcher's own flags; those of `recipe train` come after `--`."""
+    parser = argparse.ArgumentParser(
+        prog="python jobs/launch.py",
+        usage="%(prog)s --flavor FLAVOR [options] -- [flags of recipe train]",
+        description="Train on HF Jobs: checks everything first, starts the job once, follows its log.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--flavor", help="machine, such as a10g-large; a wrong name lists all with their prices")
+    parser.add_argument(
+        "--image", help="image in a public registry, or hf.co/spaces/USER/NAME; default: NAMESPACE/recipe"
+    )
+    parser.add_argument("--timeout", type=hours, help="such as 12h or 90m; default: from the pace, else 12h")
+    parser.add_argument("--namespace", help="user or organisation that pays; default: the token's user")
+    parser.add_argument("--attempts", type=int, default=1, help="how often the Hub itself runs a failed command")
+    parser.add_argument(
+        "--pace-from", type=Path, metavar="RUN_DIR", help="an earlier run, for the hours and the costs"
+    )
+    parser.add_argument("--pace", type=float, metavar="IMAGES", help="training images per second on this flavor")
+    parser.add_argument("--until-done", action="store_true", help="start the next job while one ends by its deadline")
+    parser.add_argument("--detach", action="store_true", help="do not follow the log")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the job as JSON, stop")
+    parser.add_argument("--status", action="store_true", help="list this project's jobs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, start, follow. Returns the job's exit code; a user's mistake is one line on stderr and 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv[:cut])
+    if not (options.flavor or options.status):
+        parser.error("--flavor is missing, such as --flavor a10g-large")
+    try:
+        if options.status:
+            return status(options.namespace)
+        return launch(options, argv[cut + 1 :])
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+
+
+def launch(options: argparse.Namespace, training: list[str]) -> int:
+    """The recipe of a launch: the flags, the Hub's side, the time and the costs, the job."""
+    config, rest = parse_train(training)
+    epochs = check_training_flags(config, rest)
+    from huggingface_hub import HfApi, get_token
+
+    api, token = HfApi(), get_token()
+    if token is None:
+        raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
+    target = check_hub(api, options, config, rest)
+    plan = schedule(options, config, epochs, target)
+    order = make_order(options, training, rest, target, plan)
+    if options.dry_run:
+        print(json.dumps(order.describe(), indent=2))
+        return 0
+    secrets = {name: token if name == "HF_TOKEN" else os.environ[name] for name in order.secrets}
+    return run(api, options, order, secrets, target)
+
+
+def check_training_flags(config: Config, rest: list[str]) -> float:
+    """Let transformers judge the flags that are its own. Returns the number of epochs."""
+    if config.preset == "full" and not config.data:
+        raise UserError("--data USER/CROWD is missing after `--`")
+    default = float(training_defaults(config)["num_train_epochs"])
+    try:
+        from recipe.train import training_arguments
+    except ImportError as error:
+        say(f"note: flags of TrainingArguments are not checked here ({error})")
+        return float(flag(rest, "num_train_epochs") or default)
+    return float(training_arguments(config, rest).num_train_epochs)
+
+
+def check_hub(api: HfApi, options: argparse.Namespace, config: Config, rest: list[str]) -> Target:
+    """Token, flavor, data, weights, model repo, dashboard and image, cheapest first; prints what it finds."""
+    from recipe.access import check_write_access
+
+    user = patiently("asking the Hub who we are", api.whoami)
+    namespace = options.namespace or user["name"]
+    say(f"token      {preflight.may_start_jobs(user, namespace)}")
+    machine = preflight.flavor(patiently("asking for the machines", api.list_jobs_hardware), options.flavor)
+    say(f"machine    {machine.name}, ${preflight.hourly(machine):.2f} an hour")
+    images = patiently("looking at the data", lambda: preflight.dataset(api, config)) if config.data else {}
+    say(f"data       {config.data or 'the built-in sample'} {images or ''}".rstrip())
+    model = flag(rest, "hub_model_id") or f"{namespace}/{(config.data or 'recipe-pilot').split('/')[-1]}-detector"
+    say(f"model      {check_write_access(model)}")
+    resume = lambda: preflight.earlier_run(api, model, config, config.resume)  # noqa: E731
+    record = patiently("looking at the model repo", resume)
+    if record:
+        say(f"           it holds this run already, begun {record['started']}: the job goes on with it")
+    else:
+        for name in ("backbone", "detr_init"):
+            repo_id = getattr(config, name)
+            say(f"weights    {patiently(f'looking at {repo_id}', lambda: preflight.pretrained(api, repo_id, name))}")  # noqa: B023
+    space = dashboard_space(rest, namespace)
+    if space is not None:
+        say(f"dashboard  {check_write_access(space, 'space')}")
+    image = options.image or f"hf.co/spaces/{namespace}/recipe"
+    known, words = patiently("looking at the image", lambda: preflight.image(api, image))
+    say(f"image      {words}" if known else f"note: image {words}")
+    dashboard = f"{api.endpoint}/spaces/{space}" if space else os.environ.get("TRACKIO_SERVER_URL")
+    return Target(namespace, image, model, space, dashboard, machine, images, record)
+
+
+def dashboard_space(rest: list[str], namespace: str) -> str | None:
+    """The Trackio Space of the job: what it logs on its own disk is gone at its end."""
+    space = flag(rest, "trackio_space_id")
+    if space is None and "TRACKIO_SERVER_URL" not in os.environ and flag(rest, "report_to") in (None, "trackio"):
+        return f"{namespace}/trackio"
+    return space
+
+
+def make_order(options: argparse.Namespace, training: list[str], rest: list[str], target: Target, plan: Plan) -> Order:
+    """The job itself: the user's flags, and those that every job needs."""
+    command = ["recipe", "train", *training]
+    command += ["--max_hours", f"{plan.max_hours:.3f}", "--hub_model_id", target.model, "--push_to_hub"]
+    environment, secrets = {}, ["HF_TOKEN"]
+    if target.space is not None:
+        command += ["--trackio_space_id", target.space]
+    elif "TRACKIO_SERVER_URL" in os.environ:
+        environment["TRACKIO_SERVER_URL"] = os.environ["TRACKIO_SERVER_URL"]
+        secrets += [name for name in ("TRACKIO_WRITE_TOKEN",) if name in os.environ]
+    return Order(
+        namespace=target.namespace,
+        image=target.image,
+        command=command,
+        flavor=target.machine.name,
+        timeout_seconds=round(plan.timeout * 3600),
+        attempts=options.attempts,
+        labels={**PROJECT, "model": target.model.replace("/", "--"), "name": target.model.split("/")[-1]},
+        environment=environment,
+        secrets=tuple(secrets),
+    )
+
+
+def run(api: HfApi, options: argparse.Namespace, order: Order, secrets: dict[str, str], target: Target) -> int:
+    """Start the job and follow it; with --until-done the next one too, until the training is over."""
+    while True:
+        before = head(api, target.model)
+        job = submit(api, order, secrets)
+        announce(job, target, sys.argv)
+        if options.detach:
+            return 0
+        try:
+            code = follow(api, job)
+        except KeyboardInterrupt:
+            say(f"detached: the job goes on, and costs. Stop it with `hf jobs cancel {job.owner.name}/{job.id}`")
+            return DETACHED_EXIT
+        if code != DEADLINE_EXIT:
+            return code
+        if not options.until_done:
+            say("the time was up: the same command goes on with the training")
+            return code
+        if head(api, target.model) == before:
+            raise UserError(
+                f"{job.id} had to stop before it pushed anything to {target.model}; give a longer --timeout"
+            )
+        say("the time was up: the next job goes on")
+
+
+def head(api: HfApi, model: str) -> str | None:
+    """The newest commit of the model repo; None while there is none."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def ask() -> str | None:
+        try:
+            return api.model_info(model).sha
+        except RepositoryNotFoundError:
+            return None
+
+    return patiently(f"looking at {model}", ask)
+
+
+def announce(job: JobInfo, target: Target, argv: Sequence[str]) -> None:
+    """Where the job is to be seen, and how it is watched, stopped and gone on with."""
+    name = f"{job.owner.name}/{job.id}"
+    say(f"job        {job.id}")
+    say(f"page       {job.url}")
+    if target.dashboard:
+        say(f"dashboard  {target.dashboard}")
+    say(f"model      {job.endpoint}/{target.model}")
+    say(f"watch      hf jobs logs --follow {name}")
+    say(f"cancel     hf jobs cancel {name}")
+    say(f"resume     python {shlex.join(argv)}")
+
+
+def status(namespace: str | None) -> int:
+    """List this project's jobs, newest first."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    owner = namespace or patiently("asking the Hub who we are", api.whoami)["name"]
+    jobs = patiently("listing the jobs", lambda: list(api.list_jobs(namespace=owner, labels=PROJECT)))
+    print(table(jobs) if jobs else f"no jobs of this project in {owner}")
+    return 0
+
+
+def flag(words: Sequence[str], name: str) -> str | None:
+    """The value of `--name value` or `--name=value`; the last one counts."""
+    spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
+    found = None
+    for word, after in zip(words, [*words[1:], ""], strict=False):
+        key, equals, value = word.partition("=")
+        if key in spellings:
+            found = value if equals else after
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

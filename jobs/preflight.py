@@ -1,0 +1,207 @@
+"""What can be found out about a job before it costs anything; each check returns what it found, in words.
+
+python jobs/launch.py --flavor a10g-large --dry-run -- --data USER/CROWD
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe.config import PILOT_CPU, Config
+from recipe.schema import SPLITS, UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, JobHardwareInfo
+
+SETTINGS = "the Hub's settings page (Access Tokens)"
+READY = {"RUNNING", "SLEEPING", "PAUSED"}  # a Space in one of these stages has a built image
+BUILDING = {"BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING"}
+
+
+def may_start_jobs(user: Mapping[str, Any], namespace: str) -> str:
+    """Whether the token may start jobs in `namespace`, by its role and scopes.
+
+    Raises:
+        UserError: it may not.
+    """
+    ours = [user["name"], *(org["name"] for org in user.get("orgs", ()))]
+    token = user["auth"]["accessToken"]
+    if namespace not in ours:
+        raise UserError(f"--namespace {namespace}: {user['name']} belongs to {', '.join(ours)}")
+    if token["role"] == "read":
+        raise UserError(
+            f"the token of {user['name']} can only read: a job could neither start nor push its model. "
+            f"Make one that may write on {SETTINGS} and run `hf auth login`"
+        )
+    if token["role"] == "fineGrained":
+        scopes = token["fineGrained"]["scoped"]
+        granted = {right for scope in scopes if scope["entity"]["name"] == namespace for right in scope["permissions"]}
+        if "job.write" not in granted:
+            raise UserError(
+                f"the fine-grained token of {user['name']} has no job.write permission on {namespace}. "
+                f"Add it on {SETTINGS}"
+            )
+    return f"{user['name']} may start jobs in {namespace}"
+
+
+def dataset(api: HfApi, config: Config) -> dict[str, int]:
+    """Images per split of the dataset repo, by its card (0 where that does not say).
+
+    Raises:
+        UserError: a folder of this machine, a repo that is not there or that the token may not read, or no shards.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    assert config.data is not None
+    publish = "publish it with `python -m data_prep pack YOLO_DIR --out DIR --repo-id USER/NAME`"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.data) or Path(config.data).exists():
+        raise UserError(f"--data {config.data}: a job sees no folder of this machine; {publish}")
+    try:
+        info = api.dataset_info(config.data, revision=config.data_revision)
+    except RevisionNotFoundError as error:
+        raise UserError(f"--data_revision {config.data_revision}: {config.data} has no such revision") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"--data {config.data}: no such dataset, or this token may not read it; {publish}") from error
+    names = [file.rfilename for file in info.siblings or ()]
+    for split in SPLITS.values():
+        if not any(name.startswith(f"data/{split}-") and name.endswith(".parquet") for name in names):
+            raise UserError(f"--data {config.data}: holds no data/{split}-*.parquet; {publish}")
+    card = info.card_data.to_dict() if info.card_data else {}
+    splits = (card.get("dataset_info") or {}).get("splits") or ()
+    return dict.fromkeys(SPLITS.values(), 0) | {split["name"]: split["num_examples"] for split in splits}
+
+
+def pretrained(api: HfApi, repo_id: str, flag: str) -> str:
+    """Whether the job can fetch a pretrained model, which may be gated.
+
+    Raises:
+        UserError: it cannot.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if repo_id in ("tiny", "none"):
+        return f"{flag} {repo_id}: nothing to fetch"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or Path(repo_id).exists():
+        raise UserError(f"--{flag} {repo_id}: a job sees no folder of this machine; give the id of a Hub repo")
+    try:
+        api.auth_check(repo_id)
+    except GatedRepoError as error:
+        raise UserError(f"--{flag} {repo_id} is gated: accept its licence on {api.endpoint}/{repo_id}, as the user "
+                        "whose token this is")  from error  # fmt: skip
+    except RepositoryNotFoundError as error:
+        raise UserError(f"--{flag} {repo_id}: no such model, or this token may not read it") from error
+    return f"{repo_id} can be fetched"
+
+
+def earlier_run(api: HfApi, repo_id: str, config: Config, resume: str) -> dict[str, Any]:
+    """run.json of the run that the model repo holds already, which the job would go on with; empty if there is none.
+
+    Raises:
+        UserError: the repo holds something else, a run with other settings, or one that is not to be gone on with.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        names = set(api.list_repo_files(repo_id))
+    except RepositoryNotFoundError:
+        return {}
+    if "last-checkpoint/run.json" not in names:
+        if names - {".gitattributes", "README.md"}:
+            raise UserError(f"--hub_model_id {repo_id}: holds something else than a run of this recipe; give another")
+        return {}
+    record: dict[str, Any] = json.loads(Path(api.hf_hub_download(repo_id, "last-checkpoint/run.json")).read_text())
+    if resume == "never":
+        raise UserError(f"--hub_model_id {repo_id}: holds a run already; give another, or leave out `--resume never`")
+    free = set(PILOT_CPU) if config.preset == "pilot" else set()  # these depend on the machine
+    wanted = {key: value for key, value in dataclasses.asdict(config).items() if key in record["identity"]}
+    differing = [
+        f"{key} was {record['identity'][key]}, now {value}"
+        for key, value in wanted.items()
+        if record["identity"][key] != value and key not in free
+    ]
+    if differing:
+        raise UserError(
+            f"--hub_model_id {repo_id}: holds a run with other settings: {'; '.join(differing)}. Give the "
+            "same settings to go on with it, or another repo to start a new run"
+        )
+    return record
+
+
+def image(api: HfApi, name: str) -> tuple[bool | None, str]:
+    """Whether HF Jobs can start the image (None: it cannot be told from here), and why.
+
+    Raises:
+        UserError: it cannot.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    space = re.fullmatch(r"(?:https://)?(?:hf\.co|huggingface\.co)/spaces/([\w.-]+/[\w.-]+)", name)
+    if space is None:
+        return registry(name)
+    publish = f"`python jobs/publish_image.py {space[1]}`"
+    try:
+        stage = str(api.get_space_runtime(space[1]).stage)
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"--image {name}: no such Space, or this token may not see it; make it by {publish}"
+        ) from error
+    if stage in BUILDING:
+        raise UserError(f"--image {name}: still builds; {publish} waits for it")
+    if stage not in READY:
+        raise UserError(f"--image {name}: its build ended as {stage}; {publish} shows why")
+    return True, f"{name} is built"
+
+
+def registry(name: str) -> tuple[bool | None, str]:
+    """Ask an image registry for the manifest as anybody may: HF Jobs has no field for a registry's password."""
+    import httpx2
+
+    first, _, rest = name.partition("/")
+    host, path = (first, rest) if rest and ("." in first or ":" in first) else ("registry-1.docker.io", name)
+    path, _, tag = path.partition("@") if "@" in path else path.partition(":")
+    url = f"https://{host}/v2/{path if '/' in path else f'library/{path}'}/manifests/{tag or 'latest'}"
+    kinds = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json"
+    headers = {"Accept": f"{kinds}, application/vnd.oci.image.manifest.v1+json, "
+                         "application/vnd.docker.distribution.manifest.v2+json"}  # fmt: skip
+    try:
+        answer = httpx2.head(url, headers=headers, timeout=15, follow_redirects=True)
+        if answer.status_code == 401:  # every registry says so first, and where to get a token for anybody
+            asked = dict(re.findall(r'(\w+)="([^"]*)"', answer.headers.get("WWW-Authenticate", "")))
+            token = httpx2.get(asked.pop("realm"), params=asked, timeout=15).json()
+            headers["Authorization"] = f"Bearer {token.get('token') or token.get('access_token')}"
+            answer = httpx2.head(url, headers=headers, timeout=15, follow_redirects=True)
+    except (httpx2.HTTPError, KeyError, ValueError) as error:
+        return None, f"{name} cannot be checked from here ({type(error).__name__})"
+    if answer.status_code in (401, 403, 404):
+        raise UserError(
+            f"--image {name}: not there or not public, and HF Jobs cannot log in to a registry; make it "
+            "public, or `python jobs/publish_image.py USER/NAME` puts it on a Space"
+        )
+    return (True if answer.is_success else None), f"{name}: the registry answers {answer.status_code}"
+
+
+def flavor(machines: list[JobHardwareInfo], name: str) -> JobHardwareInfo:
+    """The machine of this name.
+
+    Raises:
+        UserError: there is none; lists all with their prices.
+    """
+    for machine in machines:
+        if machine.name == name:
+            return machine
+    lines = [
+        f"  {m.name:14} {m.accelerator.model if m.accelerator else 'no GPU':8} "
+        f"{m.accelerator.vram if m.accelerator else '':6} {m.cpu:8} {m.ram:7} ${hourly(m):.2f}/h"
+        for m in sorted(machines, key=hourly)
+    ]
+    raise UserError("\n".join([f"--flavor {name}: HF Jobs has no such machine, only", *lines]))
+
+
+def hourly(machine: JobHardwareInfo) -> float:
+    """Dollars for an hour."""
+    return machine.unit_cost_usd * {"minute": 60, "hour": 1, "second": 3600}[machine.unit_label]
