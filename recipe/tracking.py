@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TrackioCallback, rewrite_logs
+
+from recipe.pace import Pace, describe
+from recipe.run import amend_record, device
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,39 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+class PaceLog(TrainerCallback):
+    """After the first 50 steps: the pace, the hours of the whole run, and the same on HF Jobs; kept in run.json.
+
+    The first 10 are not counted (kernels are chosen, workers start), nor is a step before which a checkpoint was
+    written or an evaluation ran.
+    """
+
+    WARM, STEPS = 10, 50
+
+    def __init__(self, train_images: int, validation_images: int, command: str) -> None:
+        self.images, self.command = (train_images, validation_images), command
+        self._step, self._counted, self._seconds = 0, 0, 0.0
+        self._last: float | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        now, self._step = time.perf_counter(), self._step + 1
+        if self.WARM < self._step <= self.STEPS and self._last is not None:
+            self._counted, self._seconds = self._counted + 1, self._seconds + now - self._last
+        self._last = now
+        if self._step == self.STEPS and self._counted and state.is_world_process_zero:
+            batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            rate = round(batch * self._counted / self._seconds, 3)
+            pace = Pace(rate, device(), *self.images, epochs=round(state.num_train_epochs, 2))
+            logger.info(describe(pace, self.command))
+            amend_record(Path(args.output_dir), pace=pace.record())
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last = None
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last = None
 
 
 class Trackio(TrackioCallback):
