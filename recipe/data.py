@@ -152,7 +152,7 @@ class CrowdDataset(Dataset):
     ) -> np.ndarray:
         data = self.source[index]["image"]["bytes"]
         try:
-            pixels = decode(data, at_least=size if transform.matrix is not None else None)
+            pixels = decode(data, spare=True)
         except (ValueError, OSError) as error:
             raise ValueError(f"image_id {self.annotations.image_id[index]} cannot be decoded: {error}") from error
         if (pixels.shape[0] > pixels.shape[1]) != (orig_size[0] > orig_size[1]):

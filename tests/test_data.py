@@ -46,6 +46,16 @@ def test_a_folder_packed_anew_is_read_anew(tmp_path):
     assert annotations.width.tolist() == [60, 60, 60]
 
 
+def test_images_of_another_dataset_are_never_paired_with_these_boxes(tmp_path, monkeypatch):
+    """A cache that gives other rows than the shards would train on the wrong boxes without a word."""
+    wrong = packed.write(tmp_path / "wrong", packed.crowd(4)[1:])
+    other = datasets.Dataset.from_parquet(str(wrong / "data" / "train-00000-of-00001.parquet"))
+    folder = packed.write(tmp_path / "crowd", packed.crowd(3))
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", lambda *args, **options: other)
+    with pytest.raises(UserError, match="cache is stale; delete"):
+        load_split(str(folder), "train")
+
+
 def test_a_hub_repo_is_downloaded_and_its_commit_is_told(tmp_path, monkeypatch):
     import huggingface_hub
 
