@@ -54,10 +54,10 @@ lock: setup    ## refresh requirements.lock and uv.lock
 	$(MAKE) wheels/.ready
 	$(UV) lock --upgrade
 
-image:         ## docker build -t recipe .
+image: wheels/.ready        ## docker build -t recipe .
 	@sh tests/image.sh build
 
-image-test:    ## build the image and run Phase A inside it with no network
+image-test: wheels/.ready   ## build the image and run Phase A inside it with no network
 	@sh tests/image.sh test
 
 clean:         ## everything that `make` made, except the wheels
