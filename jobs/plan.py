@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.job import say
@@ -83,21 +84,21 @@ def schedule(options: argparse.Namespace, config: Config, epochs: float, target:
 def find_pace(options: argparse.Namespace, config: Config, epochs: float, target: Target) -> Pace | None:
     """Images per second on the flavor: as given, or measured by a run here or on the Hub and carried over."""
     limits = {"train": config.max_train_images, "validation": config.max_val_images}
-    counts = [min(target.images.get(split, 0), limits[split] or math.inf) for split in limits]
-    work = {"train_images": int(counts[0]), "validation_images": int(counts[1]), "epochs": epochs}
+    images = [min(target.images.get(split, 0), limit or sys.maxsize) for split, limit in limits.items()]
     card = target.machine.accelerator
     gpu = f"{card.quantity} x {card.model}" if card else "CPU"
-    if not target.images or not counts[0]:
+    if not images[0]:
         return None
+    work = Pace(options.pace or 1.0, gpu, images[0], images[1], epochs)
     if options.pace:
-        return Pace(options.pace, gpu, **work)
+        return work
     try:
         found = Pace.read(options.pace_from) if options.pace_from else Pace.of(target.record)
     except ValueError as error:
         if options.pace_from:
             raise UserError(f"--pace-from {error}") from error
         return None
-    there = Pace(found.images_per_second, found.device, **work).on(gpu)
+    there = replace(work, images_per_second=found.images_per_second, device=found.device).on(gpu)
     if there is None:
         say(f"note: a pace on {found.device} says nothing of {gpu}; --pace IMAGES gives one")
     elif peak_tflops(found.device) != peak_tflops(gpu):
