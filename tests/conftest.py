@@ -11,6 +11,7 @@ os.environ |= {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",  # two test processes share two cores: more threads only wait for each other
 }
 
 from pathlib import Path

@@ -1,0 +1,132 @@
+"""Does it learn? The same 8 images, once from DETR's initialisation and once from transformers' own.
+
+    python benchmarks/learns.py --out outputs/learns [--steps 300] [--long_steps 3000]
+
+Prints the loss per decoder layer of both sides, draws the two curves into OUT/learns.png, then trains on and evaluates
+the 8 images with `recipe evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+from transformers import DetrForObjectDetection, set_seed
+
+from data_prep.sample import make_sample
+from data_prep.shards import pack
+from recipe.cli import main as recipe
+from recipe.config import parse_train
+from recipe.data import CrowdDataset, collate, load_split, normalise
+from recipe.geometry import Geometry
+from recipe.model import build_model, freeze
+from recipe.tracking import read_log
+from recipe.train import class_prior
+
+SIZE = (192, 320)
+FLAGS = ["--preset", "pilot", "--max_train_images", "8", "--d_model", "128", "--encoder_layers", "3"]
+FLAGS += ["--shortest_edge", str(SIZE[0]), "--longest_edge", str(SIZE[1])]
+
+
+def overfit(data: str, initialisation: str, steps: int, batch_size: int = 4, lr: float = 3e-4) -> list[float]:
+    """Loss per decoder layer at each step, without augmentation, dropout as in training."""
+    config, _ = parse_train(FLAGS)
+    source, annotations, _ = load_split(data, "train", limit=8)
+    dataset = CrowdDataset(source, annotations, Geometry(*SIZE))
+    samples = [dataset[index] for index in range(8)]
+    groups = [[s for s in samples if s["canvas"] == canvas] for canvas in {s["canvas"] for s in samples}]
+    batches = [
+        normalise(collate(group[i : i + batch_size])) for group in groups for i in range(0, len(group), batch_size)
+    ]
+    set_seed(0)
+    model = build_model(config, class_prior(annotations, config.num_queries))
+    if initialisation == "stock":
+        stock = DetrForObjectDetection(model.config)
+        stock.model.backbone.load_state_dict(model.model.backbone.state_dict())
+        model = stock
+    model = freeze(model).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
+    losses = []
+    for step in range(steps):
+        loss = model(**batches[step % len(batches)]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()) / config.decoder_layers)
+    return losses
+
+
+def keep_easiest(yolo: Path, count: int) -> None:
+    """Of the training images keep those with the fewest boxes, but some: a dense crowd asks for a GPU's patience."""
+    labels = [path for path in (yolo / "train" / "labels").glob("*.txt") if path.read_text().strip()]
+    kept = {path.stem for path in sorted(labels, key=lambda path: len(path.read_text().splitlines()))[:count]}
+    for path in (yolo / "train").rglob("*.*"):
+        if path.is_file() and path.stem not in kept:
+            path.unlink()
+
+
+def smooth(values: list[float], width: int = 15) -> list[float]:
+    return [
+        sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
+        for i in range(len(values))
+    ]
+
+
+def draw(curves: dict[str, list[float]], path: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=120)
+    for (name, losses), color in zip(curves.items(), ("#1f77b4", "#d55e00"), strict=True):
+        axes.plot(losses, color=color, alpha=0.25)
+        axes.plot(smooth(losses), color=color, label=name)
+    axes.axhline(2.5, color="grey", linestyle=":")
+    axes.set(xlabel="step", ylabel="loss per decoder layer", title="8 images, a tiny frozen DINOv3, no augmentation")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--long_steps", type=int, default=3000)
+    options = parser.parse_args()
+    data = options.out / "packed"
+    if not data.exists():
+        make_sample(options.out / "yolo", train=24, val=1, seed=0)
+        keep_easiest(options.out / "yolo", 8)
+        pack(options.out / "yolo", data)
+    curves = {}
+    for name, kind in (("DETR's initialisation (this recipe)", "own"), ("transformers' initialisation", "stock")):
+        start = time.monotonic()
+        curves[name] = overfit(str(data), kind, options.steps)
+        mean = sum(curves[name][-15:]) / 15
+        print(f"{name}: {mean:.2f} per decoder layer after {options.steps} steps ({time.monotonic() - start:.0f} s)")
+    draw(curves, options.out / "learns.png")
+    print(f"curves: {options.out / 'learns.png'}")
+    if options.long_steps:
+        long_run(data, options.out / "run", options.long_steps)
+
+
+def long_run(data: Path, folder: Path, steps: int) -> None:
+    """The command line's own training, long enough to overfit, and its own evaluation."""
+    flags = [*FLAGS, "--data", str(data), "--output_dir", str(folder), "--augment", "false", "--dropout", "0"]
+    flags += ["--max_steps", str(steps), "--per_device_train_batch_size", "8", "--learning_rate", "5e-4"]
+    flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+    flags += ["--report_to", "none", "--logging_steps", "50", "--lr_scheduler_type", "cosine", "--shown_images", "0"]
+    recipe(["train", *flags])
+    recipe(["evaluate", str(folder), "--data", str(data), "--split", "train", "--out", str(folder / "on-train")])
+    found = json.loads((folder / "on-train" / "report" / "metrics.json").read_text())
+    last = [row["loss"] for row in read_log(folder) if "loss" in row][-1]
+    print(f"after {steps} steps: loss {last / 6:.2f} per layer, map_50 {found['map_50']:.3f}, map {found['map']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
