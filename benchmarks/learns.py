@@ -63,11 +63,12 @@ def overfit(data: str, initialisation: str, steps: int, batch_size: int = 4, lr:
 
 def keep_easiest(yolo: Path, count: int) -> None:
     """Of the training images keep those with the fewest boxes, but some: a dense crowd asks for a GPU's patience."""
-    labels = [path for path in (yolo / "train" / "labels").glob("*.txt") if path.read_text().strip()]
+    labels = [path for path in (yolo / "labels" / "train").glob("*.txt") if path.read_text().strip()]
     kept = {path.stem for path in sorted(labels, key=lambda path: len(path.read_text().splitlines()))[:count]}
-    for path in (yolo / "train").rglob("*.*"):
-        if path.is_file() and path.stem not in kept:
-            path.unlink()
+    for folder in ("labels", "images"):
+        for path in (yolo / folder / "train").iterdir():
+            if path.stem not in kept:
+                path.unlink()
 
 
 def smooth(values: list[float], width: int = 15) -> list[float]:
