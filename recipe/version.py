@@ -22,10 +22,10 @@ def describe() -> str:
 
 
 def commit() -> str:
-    """The git commit: from the image's environment, or of the checkout that this file lies in."""
+    """The git commit: from the image's environment, or of the checkout this file lies in, "-dirty" where that differs."""
     if "RECIPE_COMMIT" in os.environ:
         return os.environ["RECIPE_COMMIT"]
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

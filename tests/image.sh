@@ -47,13 +47,7 @@ base() {
 	rm -rf "$root" "$root.log"
 }
 
-commit() {
-	id=$(git rev-parse HEAD 2>/dev/null) || { echo unknown; return; }
-	if [ -n "$(git status --porcelain -- recipe data_prep jobs pyproject.toml uv.lock requirements.lock Dockerfile)" ]; then
-		id=$id-dirty
-	fi
-	echo "$id"
-}
+commit() { git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown; }
 
 size() { echo $(($($DOCKER image inspect --format '{{.Size}}' "$IMAGE") / 1000000)); }
 
@@ -61,7 +55,7 @@ check() {
 	trap '$DOCKER volume rm --force $VOLUME >/dev/null' EXIT
 
 	echo "image: --version"
-	$DOCKER run --rm "$IMAGE" --version | tee /dev/stderr | grep -q "$(git rev-parse --short=7 HEAD 2>/dev/null || echo unknown)"
+	$DOCKER run --rm "$IMAGE" --version | tee /dev/stderr | grep -q "$(commit)"
 
 	echo "image: as HF Jobs runs it, without ENTRYPOINT"
 	$DOCKER run --rm --entrypoint recipe "$IMAGE" train --help >/dev/null

@@ -1,0 +1,159 @@
+"""An image for HF Jobs without a registry account: the Docker build goes to a Space, and the Hub builds it.
+
+    python jobs/publish_image.py USER/recipe
+    python jobs/launch.py --flavor a10g-large --image hf.co/spaces/USER/recipe -- --data USER/CROWD
+
+What is sent is what the Dockerfile copies, as it lies in this checkout, with its commit and lock written into it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.job import patiently, say
+from jobs.preflight import BUILDING, READY
+from recipe.schema import UserError
+from recipe.version import commit, lock
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ROOT = Path(__file__).parent.parent
+FILES = ("LICENSE", "pyproject.toml", "requirements.lock", "uv.lock", ".dockerignore")
+ROOMS = ("recipe", "data_prep", "jobs")
+HEADER = """---
+title: Recipe
+sdk: docker
+app_port: 7860
+---
+
+"""
+# A Space is up when something answers on its port; a job brings its own command.
+ANSWER = """
+ENTRYPOINT []
+CMD ["python", "-m", "http.server", "7860", "--directory", "/outputs"]
+"""
+POLL, GRACE = 5.0, 60.0  # seconds between questions; until a build must have begun after a commit
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(prog="python jobs/publish_image.py", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("space", help="USER/NAME of the Space; made if it is not there")
+    parser.add_argument("--public", action="store_true", help="let everybody see and use it; default: private")
+    parser.add_argument("--no-wait", action="store_true", help="do not wait for the build")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Upload and wait. Returns 0 when the image is built, 1 when the build failed, 2 for a mistake of the user's."""
+    options = build_parser().parse_args(argv)
+    try:
+        return publish(options)
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+
+
+def publish(options: argparse.Namespace) -> int:
+    """Create the Space, send the build, wait for it."""
+    from huggingface_hub import HfApi
+
+    from recipe.access import check_write_access
+
+    say(check_write_access(options.space, "space"))
+    api = HfApi()
+    create(api, options.space, private=not options.public)
+    changed = upload(api, options.space)
+    say(f"{'sent to' if changed else 'nothing new for'} {api.endpoint}/spaces/{options.space}")
+    if options.no_wait:
+        return 0
+    stage = wait(api, options.space, GRACE if changed else 0.0)
+    if stage in READY:
+        print(f"built: give it to jobs/launch.py as --image hf.co/spaces/{options.space}")
+        return 0
+    log = patiently("reading the log", lambda: list(api.fetch_space_logs(options.space, build=stage == "BUILD_ERROR")))
+    say("".join(log))
+    say(f"error: the build of {options.space} ended as {stage}; its log is above")
+    return 1
+
+
+def create(api: HfApi, space: str, *, private: bool) -> None:
+    """Make the Space unless it is there. Never public without being asked.
+
+    Raises:
+        UserError: the Hub does not let this user have a private Space.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from recipe.access import in_a_line, is_transient
+
+    def ask() -> None:
+        try:
+            api.create_repo(space, repo_type="space", space_sdk="docker", private=private, exist_ok=True)
+        except HfHubHTTPError as error:
+            if is_transient(error) or not private:
+                raise
+            raise UserError(
+                f"{space}: cannot be made private ({in_a_line(error)}); --public makes it public"
+            ) from error
+
+    patiently(f"creating {space}", ask)
+
+
+def contents() -> dict[str, bytes]:
+    """The files of the Space, by their path in it."""
+    found = {name: (ROOT / name).read_bytes() for name in FILES}
+    for room in ROOMS:
+        found |= {str(path.relative_to(ROOT)): path.read_bytes() for path in sorted((ROOT / room).glob("*.py"))}
+    # The Hub gives its builds no arguments, so these two become the defaults.
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for name, value in (("COMMIT", commit()), ("LOCK", lock())):
+        assert f"ARG {name}=unknown" in dockerfile, name
+        dockerfile = dockerfile.replace(f"ARG {name}=unknown", f"ARG {name}={value}")
+    found["Dockerfile"] = (dockerfile + ANSWER).encode()
+    found["README.md"] = (HEADER + (ROOT / "README.md").read_text()).encode()
+    return found
+
+
+def upload(api: HfApi, space: str) -> bool:
+    """Make the Space hold these files and no others, in one commit. Returns whether anything changed."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    files = contents()
+
+    def send() -> bool:
+        head = api.space_info(space).sha
+        there = set(api.list_repo_files(space, repo_type="space", revision=head))
+        gone = [CommitOperationDelete(name) for name in sorted(there - files.keys() - {".gitattributes"})]
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        info = api.create_commit(
+            space, [*added, *gone], commit_message=f"recipe {commit()[:7]}", repo_type="space", parent_commit=head
+        )
+        return info.oid != head
+
+    return patiently(f"sending the build to {space}", send)
+
+
+def wait(api: HfApi, space: str, grace: float) -> str:
+    """The stage in which the build ends. Within `grace` seconds a stage may still be that of the build before."""
+    began, shown = time.monotonic(), ""
+    seen = False
+    while True:
+        stage = str(patiently(f"asking for {space}", lambda: api.get_space_runtime(space)).stage)
+        seen = seen or stage in BUILDING
+        if stage != shown:
+            say(f"{space}: {stage}")
+            shown = stage
+        if stage not in BUILDING and (seen or time.monotonic() - began >= grace):
+            return stage
+        time.sleep(POLL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
