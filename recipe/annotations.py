@@ -22,6 +22,8 @@ from recipe.schema import CLASS_NAMES, UserError
 
 BORDER = 1.0  # pixels that a box may stand over the border: float32 rounding; `pack` clips the rest
 _SHOWN = 5  # image ids named in an error
+_IMAGES_AT_A_TIME = 2048
+_COLUMNS = ["image_id", "width", "height", *(f"objects.{name}" for name in ("bbox", "category", "area", "iscrowd"))]
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,37 @@ class Annotations:
 def read(paths: Sequence[str], where: str) -> Annotations:
     """Read every column but the image from Parquet shards, in order, and check the values.
 
+    A few thousand images at a time: the peak is then that of the result, not of all that Arrow makes of it.
+
     Raises:
         UserError: unequal or empty lists of columns, a class id that is none, a box of no size, with NaN or outside
             its image, image ids that repeat, no images; each with the image ids concerned.
     """
-    table = pq.read_table(list(paths), columns=["image_id", "width", "height", "objects"])
-    if len(table) == 0:
+    parts = [
+        _part(batch, where)
+        for path in paths
+        for batch in pq.ParquetFile(path).iter_batches(_IMAGES_AT_A_TIME, columns=_COLUMNS)
+    ]
+    if not parts:
         raise UserError(f"{where} holds no images: pack a folder that has some, or name another split.")
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "offsets"
+    }
+    counts = np.concatenate([part.counts for part in parts])
+    values, times = np.unique(arrays["image_id"], return_counts=True)
+    _refuse(where, values[times > 1], "stands there more than once")
+    return Annotations(**arrays, offsets=np.concatenate([[0], np.cumsum(counts)]))
+
+
+def _part(batch: pa.RecordBatch, where: str) -> Annotations:
+    objects = batch["objects"]
     bbox, category, area, iscrowd = (
-        pc.struct_field(table["objects"], name) for name in ("bbox", "category", "area", "iscrowd")
+        pc.struct_field(objects, name) for name in ("bbox", "category", "area", "iscrowd")
     )
-    counts = _numpy(pc.fill_null(pc.list_value_length(bbox), 0)).astype(np.int64)
-    ids = _numpy(table["image_id"])
+    counts = _lengths(bbox)
+    ids = _numpy(batch["image_id"])
     for name, column in (("category", category), ("area", area), ("iscrowd", iscrowd)):
-        unequal = _numpy(pc.fill_null(pc.list_value_length(column), 0)) != counts
-        _refuse(where, ids[unequal], f"has not as many entries in objects.{name} as boxes")
+        _refuse(where, ids[_lengths(column) != counts], f"has not as many entries in objects.{name} as boxes")
     found = Annotations(
         boxes_xywh=_numpy(pc.list_flatten(pc.list_flatten(bbox))).astype(np.float32, copy=False).reshape(-1, 4),
         labels=_numpy(pc.list_flatten(category)),
@@ -105,21 +123,23 @@ def read(paths: Sequence[str], where: str) -> Annotations:
         iscrowd=_numpy(pc.list_flatten(iscrowd)).astype(np.int8, copy=False),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         image_id=ids,
-        width=_numpy(table["width"]),
-        height=_numpy(table["height"]),
+        width=_numpy(batch["width"]),
+        height=_numpy(batch["height"]),
     )
     _check(found, where)
     return replace(found, labels=found.labels.astype(np.int8))
 
 
-def _numpy(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy()
+def _numpy(column: pa.Array) -> np.ndarray:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _lengths(column: pa.Array) -> np.ndarray:  # int64 [n]
+    return _numpy(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)
 
 
 def _check(found: Annotations, where: str) -> None:
     _refuse(where, found.image_id[(found.width < 1) | (found.height < 1)], "has a width or height below 1")
-    values, times = np.unique(found.image_id, return_counts=True)
-    _refuse(where, values[times > 1], "stands there more than once")
     owner = np.repeat(np.arange(len(found)), found.counts)  # [T] the image of each box
 
     wrong = ~((found.labels >= 0) & (found.labels < len(CLASS_NAMES)))
