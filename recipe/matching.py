@@ -92,29 +92,27 @@ def _cost(all_logits: Tensor, all_boxes: Tensor, labels: Labels, config: DetrCon
     """Cost of every query for every box of its own image, [layers, batch, queries, most boxes]."""
     boxes = pad_sequence([label["boxes"] for label in labels], batch_first=True, padding_value=0.5)  # [batch, most, 4]
     classes = pad_sequence([label["class_labels"] for label in labels], batch_first=True)  # [batch, most]
-    layers, batch, queries, _ = all_logits.shape
-    most = boxes.shape[1]
-    chosen = classes[None, :, None].expand(layers, batch, queries, most)
-    cost = -config.class_cost * all_logits.softmax(-1).gather(-1, chosen)
-    prediction = all_boxes[:, :, :, None]  # [layers, batch, queries, 1, 4]
-    for side in range(4):  # one side at a time: a fifth axis would take four times the memory
-        cost += config.bbox_cost * (prediction[..., side] - boxes[:, None, :, side]).abs()
-    cost -= config.giou_cost * _pairwise_giou(
-        box_convert(all_boxes, "cxcywh", "xyxy")[:, :, :, None], box_convert(boxes, "cxcywh", "xyxy")[:, None]
-    )
+    chosen = classes[:, None].expand(-1, all_logits.shape[2], -1)  # [batch, queries, most]
+    sides = box_convert(boxes, "cxcywh", "xyxy")[:, None].unbind(-1)  # four of [batch, 1, most]
+    costs = []
+    for logits, pred_boxes in zip(all_logits, all_boxes, strict=True):  # layer by layer: it stays in the cache
+        cost = logits.softmax(-1).gather(-1, chosen).mul_(-config.class_cost)
+        cost += torch.cdist(pred_boxes, boxes, p=1).mul_(config.bbox_cost)
+        pred_sides = box_convert(pred_boxes, "cxcywh", "xyxy")[:, :, None].unbind(-1)  # four of [batch, queries, 1]
+        costs.append(cost.sub_(_pairwise_giou(pred_sides, sides).mul_(config.giou_cost)))
     # A broken prediction must not break the solver: the loss turns non-finite by itself, and training stops on that.
-    return cost.nan_to_num_(nan=1e6, posinf=1e6, neginf=1e6)
+    return torch.stack(costs).nan_to_num_(nan=1e6, posinf=1e6, neginf=1e6)
 
 
-def _pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019), broadcast over all axes but the last."""
-    ax0, ay0, ax1, ay1 = a_xyxy.unbind(-1)
-    bx0, by0, bx1, by1 = b_xyxy.unbind(-1)
-    width = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
-    overlap = width.mul_((torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0))
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - overlap
+def _pairwise_giou(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+    """Generalised IoU (Rezatofighi et al. 2019) of boxes given as x0, y0, x1, y1, broadcast against each other."""
+    ax0, ay0, ax1, ay1 = a
+    bx0, by0, bx1, by1 = b
+    overlap = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
+    overlap *= (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0)
+    union = ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0)).sub_(overlap)
     hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)).mul_(torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
-    return overlap.div_(union) + union.div_(hull) - 1
+    return overlap.div_(union).add_(union.div_(hull)).sub_(1)
 
 
 def _losses(

@@ -1,0 +1,81 @@
+"""An epoch's checkpoint at ViT-L size: two shards, one hard-linked, beside transformers' save_pretrained.
+
+python benchmarks/checkpoint.py [--size large]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import DINOv3ViTBackbone, DINOv3ViTConfig
+
+from recipe.config import parse_train
+from recipe.model import BACKBONE_PREFIX, build_model, freeze, save_detector, write_backbone
+
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
+
+
+def new_bytes(folder: Path) -> int:
+    """Bytes of the files that no other folder shares."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.stat().st_nlink == 1)
+
+
+def synced(save: Callable[[Path], None], folder: Path) -> float:
+    start = time.perf_counter()
+    save(folder)
+    for path in folder.iterdir():
+        if path.stat().st_nlink == 1:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("small", "large"), default="large")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        shape = DINOv3ViTConfig(**(LARGE if options.size == "large" else SMALL), num_register_tokens=4)
+        DINOv3ViTBackbone(shape).save_pretrained(root / "backbone")
+        config, _ = parse_train(["--preset", "pilot", "--backbone", str(root / "backbone")])
+        model = freeze(build_model(config))
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable)
+        for parameter in trainable:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        frozen = sum(v.numel() for n, v in model.state_dict().items() if n.startswith(BACKBONE_PREFIX))
+        write_backbone(model, root / "shard.safetensors")
+
+        def ours(folder: Path) -> None:
+            save_detector(model, folder, root / "shard.safetensors")
+            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+
+        def stock(folder: Path) -> None:
+            model.save_pretrained(folder)
+            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+
+        table = Table("side", "seconds with fsync", "new MB per epoch", "ratio of seconds")
+        best = {
+            kind: min(synced(save, root / f"{kind}-{i}") for i in range(3))
+            for kind, save in (("stock", stock), ("ours", ours))
+        }
+        for kind in best:
+            megabytes = new_bytes(root / f"{kind}-2") / 1e6
+            table.add_row(kind, f"{best[kind]:.2f}", f"{megabytes:.0f}", f"{best['stock'] / best[kind]:.1f}")
+        Console().print(f"{frozen / 1e6:.1f} M frozen, {sum(p.numel() for p in trainable) / 1e6:.2f} M trained")
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
