@@ -27,7 +27,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from recipe.access import PATIENCE, HubAway, check_write_access, in_a_line, is_transient, retry
 from recipe.model import SHARDS, link
-from recipe.run import RUN_FILE, check_same, checkpoints, is_whole, last_checkpoint
+from recipe.run import RUN_FILE, check_same, checkpoints, is_whole, last_checkpoint, read_record
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
@@ -92,18 +92,19 @@ class RunRepo:
         if self.record is None:
             return
         check_same(self.record["identity"], wanted, f"--hub_model_id {self.repo_id}")
-        ours = (folder / RUN_FILE).exists() and json.loads((folder / RUN_FILE).read_text())["identity"] == wanted
-        if not ours and folder.exists() and {path.name for path in folder.iterdir()} - {INCOMING}:
+        # A download that was killed has left its folder; the run.json comes last.
+        ours = (folder / INCOMING).exists() or read_record(folder).get("identity") == wanted
+        if not ours and folder.exists() and any(folder.iterdir()):
             return  # something else lies there: `run.claim` says so
         try:
-            state = json.loads(self._download(f"{LAST}/{STATE}", self._commit, folder / INCOMING).read_text())
+            incoming = folder / INCOMING / self._commit
+            state = json.loads(self._download(f"{LAST}/{STATE}", self._commit, incoming).read_text())
             here = last_checkpoint(folder)
             if here is None or step_of(here) < state["global_step"]:
                 self._restore(folder, state)
         except (OSError, httpx2.HTTPError) as error:
             raise UserError(f"--hub_model_id {self.repo_id}: cannot be fetched ({in_a_line(error)})") from error
-        finally:
-            shutil.rmtree(folder / INCOMING, ignore_errors=True)
+        shutil.rmtree(folder / INCOMING)
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         last, best = state["global_step"], state["best_global_step"]
