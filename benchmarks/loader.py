@@ -1,6 +1,6 @@
 """The input pipeline side by side, in one run: `python benchmarks/loader.py [--images 12] [--rounds 5]`.
 
-JPEG bytes to a batch on the 960x1536 canvas, one process, one thread, augmentation on:
+JPEG bytes to a batch of 2 on the 960x1536 canvas, one process, one thread, augmentation on:
 - reference: PIL, albumentations on the full image, DetrImageProcessor (torchvision), float32;
 - Ultralytics' transforms (where it can be imported: `PYTHONPATH=FOLDER`), uint8;
 - the limit: simplejpeg and one warp into a buffer that is kept, nothing else;
@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def reference_pipeline(photos: Sequence[bytes], notes: Annotations) -> Callable[
             {"bbox": box, "category_id": int(label), "area": box[2] * box[3], "iscrowd": 0}
             for box, label in zip(out["bboxes"].tolist(), out["category"], strict=True)
         ]
-        return processor(out["image"], {"image_id": index, "annotations": objects}, return_tensors="pt")
+        inputs = processor(out["image"], {"image_id": index, "annotations": objects}, return_tensors="pt")
+        return {key: inputs[key][0] for key in ("pixel_values", "pixel_mask", "labels")}
 
     return run
 
@@ -163,6 +165,13 @@ def speed(photos: Sequence[bytes], notes: Annotations, rounds: int) -> None:
         for start in range(0, count, 2):
             collate([dataset[(epoch, index)] for index in range(start, min(start + 2, count))])
 
+    def in_batches(run: Callable[[int], Any]) -> None:
+        for start in range(0, count, 2):
+            samples = [run(index) for index in range(start, min(start + 2, count))]
+            for key in ("pixel_values", "pixel_mask", "img"):
+                if isinstance(samples[0], dict) and key in samples[0]:
+                    torch.stack([sample[key] for sample in samples])
+
     makers: dict[str, Callable[[], Callable[[int], Any]]] = {
         "reference": lambda: reference_pipeline(photos, notes),
         "Ultralytics": lambda: ultralytics_pipeline(photos, notes),
@@ -175,7 +184,7 @@ def speed(photos: Sequence[bytes], notes: Annotations, rounds: int) -> None:
         except ImportError as error:
             print(f"{name}: not installed ({error})")
             continue
-        sides[name] = lambda run=run: [run(index) for index in range(count)]
+        sides[name] = partial(in_batches, run)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):
         for name, side in sides.items():
