@@ -82,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--hub_model_id", help="USER/NAME; default: the run's own")
     push.set_defaults(run=_push)
 
+    sync = commands.add_parser("sync", help="send what a Trackio dashboard has missed of a run")
+    sync.add_argument("folder", help="OUTPUT_DIR of the run")
+    sync.add_argument("--trackio_space_id", help="USER/SPACE; default: the run's own, or TRACKIO_SERVER_URL")
+    sync.set_defaults(run=_sync)
+
     replay = commands.add_parser("replay", help="repeat the step whose loss was not finite")
     replay.add_argument("folder", help="OUTPUT_DIR/nonfinite/step-N")
     replay.set_defaults(run=_replay)
@@ -132,6 +137,12 @@ def _push(options: argparse.Namespace) -> int:
     from recipe.hub import push
 
     return push(Path(options.folder), options.hub_model_id)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from recipe.dashboard import sync
+
+    return sync(Path(options.folder), options.trackio_space_id)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -12,31 +12,25 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from recipe.data import CrowdDataset
 from recipe.draw import draw_boxes, side_by_side
 from recipe.images import decode
-from recipe.tracking import Trackio
 
 MIN_SCORE = 0.3  # low enough that an early epoch shows something
 
 
 class Pictures(TrainerCallback):
-    """Draws the shown images after each evaluation, into OUTPUT_DIR/pictures and on the dashboard."""
+    """Draws the shown images after each evaluation, into OUTPUT_DIR/pictures; the dashboard shows them."""
 
-    def __init__(self, trainer: Any, board: Trackio | None) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.board = board
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        pictures = {}
         folder = Path(args.output_dir) / "pictures"
         for image_id, found in sorted(self.trainer.shown.items()):
             picture = compare(self.trainer.eval_dataset, self.trainer.row_of(image_id), found)
-            pictures[str(image_id)] = picture
             path = folder / f"{image_id}-step-{state.global_step}.jpg"
             path.parent.mkdir(exist_ok=True)
             cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        if self.board is not None and pictures:
-            self.board.log_pictures(pictures, state.global_step)
 
 
 def compare(dataset: CrowdDataset, row: int, found: dict[str, np.ndarray]) -> np.ndarray:

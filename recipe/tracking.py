@@ -1,6 +1,6 @@
-"""What a run writes down while it goes: metrics.jsonl, Trackio, and the pictures of every evaluation.
+"""What a run writes down while it goes: every row in metrics.jsonl, and its pace.
 
-trackio show --project crowd-detr
+recipe sync OUTPUT_DIR        shows them on a Trackio dashboard (recipe/dashboard.py)
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import TrackioCallback, rewrite_logs
 
 from recipe.pace import Pace, describe
 from recipe.run import amend_record, device
@@ -85,37 +83,3 @@ class PaceLog(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = None
-
-
-class Trackio(TrackioCallback):
-    """The library's callback, with the Trainer's step, and without the rows that an interrupted run already sent."""
-
-    def __init__(self, sent: list[dict[str, Any]]) -> None:
-        super().__init__()
-        self._sent = {_row_key(row, row["step"]) for row in sent}
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        if not state.is_world_process_zero or logs is None or _row_key(logs, state.global_step) in self._sent:
-            return
-        if not self._initialized:
-            self.setup(args, state, model)
-        # The library passes no step: Trackio then counts rows by itself, and a resumed run repeats some.
-        self._trackio.log({**rewrite_logs(logs), "train/global_step": state.global_step}, step=state.global_step)
-
-    def log_pictures(self, pictures: dict[str, np.ndarray], step: int) -> None:
-        """Show drawn images, uint8 [h, w, 3], beside the curves."""
-        if self._initialized:
-            images = {f"predictions/{name}": self._trackio.Image(picture) for name, picture in pictures.items()}
-            self._trackio.log(images, step=step)
-
-
-def _row_key(row: dict[str, Any], step: int) -> tuple[Any, ...]:
-    return step, *sorted(name for name in row if name not in ("step", "epoch"))

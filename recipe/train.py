@@ -12,6 +12,7 @@ import difflib
 import logging
 import shlex
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def train(config: Config, rest: Sequence[str]) -> int:
     model = build(pinned, args, training.annotations, folder, checkpoint)
     processor = build_processor(config.shortest_edge, config.longest_edge)
     if args.should_save:
-        run.write_record(folder, pinned, args, wanted, {"dataset": dataset})
+        run_id = run.read_record(folder).get("run_id") or uuid.uuid4().hex  # one run on the dashboard, for ever
+        run.write_record(folder, pinned, args, wanted, {"dataset": dataset, "run_id": run_id})
 
     trainer = CrowdTrainer(config, args, model, processor, training, validation)
     trainer.repo = repo
@@ -144,7 +146,8 @@ def load_data(config: Config, args: TrainingArguments) -> tuple[CrowdDataset, Cr
     """Both splits as datasets, and what run.json says of them."""
     data = config.data or built_in_sample(config, args)
     geometry = Geometry(config.shortest_edge, config.longest_edge)
-    splits, record = [], {"data": data}
+    splits: list[CrowdDataset] = []
+    record: dict[str, Any] = {"data": data}
     limits = {"train": config.max_train_images, "validation": config.max_val_images}
     for split, limit in limits.items():
         source, annotations, info = load_split(data, split, revision=config.data_revision, limit=limit)
@@ -206,13 +209,14 @@ def class_prior(annotations: Annotations, num_queries: int) -> list[float]:
 def watch(trainer: CrowdTrainer, config: Config) -> Deadline:
     """Attach what observes the run: the log file, Trackio, the pictures, the deadline."""
     folder = Path(config.output_dir)
-    board = None
-    if trainer.pop_callback(TrackioCallback) is not None:
-        board = tracking.Trackio(sent=tracking.read_log(folder))
-        trainer.add_callback(board)
     trainer.add_callback(tracking.MetricsLog())
-    trainer.add_callback(Pictures(trainer, board))
-    command = f"python jobs/launch.py --flavor a10g-large --pace-from {folder} -- {shlex.join(sys.argv[2:])}"
+    trainer.add_callback(Pictures(trainer))
+    if trainer.pop_callback(TrackioCallback) is not None:  # the library's own waits for its server, and loses rows
+        from recipe.dashboard import Dashboard
+
+        trainer.add_callback(Dashboard(folder))
+    flags = shlex.join(run.without_tokens(sys.argv)[2:])
+    command = f"python jobs/launch.py --flavor a10g-large --pace-from {folder} -- {flags}"
     trainer.add_callback(tracking.PaceLog(len(trainer.train_dataset), len(trainer.eval_dataset), command))
     deadline = Deadline(trainer, config.max_hours)
     trainer.add_callback(deadline)
