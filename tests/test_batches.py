@@ -208,6 +208,14 @@ def test_images_lie_top_left_on_two_static_canvases_with_zeros_beside(crowd):
     assert shapes == {(3, 64, 96), (3, 96, 64)}
 
 
+def test_padding_is_zero_even_in_memory_that_held_something_else(monkeypatch):
+    """A fresh array is mostly zero by luck; one from a reused page is not."""
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype: torch.full(shape, 255, dtype=dtype))
+    sample = {"pixels": np.full((40, 50, 3), 7, np.uint8), "size": (40, 50), "orig_size": (4, 5), "canvas": (64, 96)}
+    sample |= {"boxes": np.zeros((0, 4), np.float32), "class_labels": np.zeros(0, np.int64), "image_id": 1}
+    assert collate([sample, sample])["pixel_values"].sum() == 2 * 3 * 40 * 50 * 7
+
+
 def test_labels_arrive_from_a_worker_as_plain_lists_of_tensors(crowd):
     """The interface is that of the stock collators, with and without workers."""
     for workers in (0, 1):

@@ -160,6 +160,14 @@ def test_labels_stay_with_their_boxes_when_others_leave_the_frame(tmp_path):
     assert counts >= {3, 4}
 
 
+def test_a_box_a_hair_over_the_border_ends_at_it(tmp_path):
+    """Float32 packing may leave it there; a target beyond 1 is one that a sigmoid cannot reach."""
+    folder = packed.write(tmp_path / "crowd", [packed.row(1, 120, 180, [[170, -0.4, 10.5, 121]])])
+    source, annotations, _ = load_split(str(folder), "train")
+    cx, cy, w, h = CrowdDataset(source, annotations, Geometry(64, 96))[0]["boxes"][0]
+    assert (cx + w / 2, cy - h / 2, cy + h / 2) == pytest.approx((1, 0, 1), abs=1e-6)
+
+
 def test_evaluation_items_are_the_same_in_every_epoch(tmp_path):
     source, annotations, _ = load_split(str(packed.write(tmp_path / "crowd", packed.crowd(2))), "train")
     dataset = CrowdDataset(source, annotations, Geometry(64, 96))
