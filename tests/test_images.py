@@ -84,7 +84,7 @@ def test_the_saved_processor_reproduces_the_training_pixels_bit_for_bit(size):
 
 @pytest.mark.parametrize("size", [(200, 320), (400, 640), (700, 1120), (150, 150), (60, 80)])
 def test_resize_and_affine_in_one_warp_are_as_good_as_one_after_the_other(size):
-    """Bites when a large source is warped without coming near the target first: 400x640 falls to 30 dB."""
+    """Bites when a large source is warped without coming near the target first: 400x640 falls below 30 dB."""
     fine = np.random.default_rng(0).normal(scale=25, size=(*size, 1)) * (max(size) > 330)  # what aliases
     data = packed.encoded((packed.photograph(*size) + fine).clip(0, 255).astype(np.uint8))
     target = RULE.resized(*size)
