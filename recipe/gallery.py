@@ -10,104 +10,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from recipe.breakdown import BACKGROUND, DUPLICATE, HIT, judge
 from recipe.coco import ImageBoxes
 from recipe.data import CrowdDataset
-from recipe.draw import COLORS, VERDICT_COLORS, Color, draw_boxes, fit, grid, legend, words
+from recipe.draw import COLORS, VERDICT_COLORS, Color, hex_color
 from recipe.images import decode
+from recipe.plots import sheet
 
-Size = tuple[int, int]  # width, height in pixels
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-PAIR: Size = (428, 321)
-TILE: Size = (528, 396)
+PICTURE = np.array((528, 396))  # width, height of a panel in pixels, without its title
 SHOWN = 6  # images of predictions.png
-CANDIDATES = 200  # from which they are chosen: judging every image of a large split takes long
 READABLE = 12.0  # pixels that all but the smallest boxes should have in a picture
 MOST_ZOOM = 4.0  # times the scale at which the whole image fits
-
-
-class View(NamedTuple):
-    """A part of an image, and the scale it is drawn at."""
-
-    corner: tuple[int, int]  # x, y of the original image
-    extent: Size  # in pixels of the original image
-    scale: float
-    zoom: float  # how many times larger than the whole image would be
-
-    def boxes(self, xyxy: np.ndarray) -> np.ndarray:
-        """[n, 4] corners in the original image to corners in the picture."""
-        return (xyxy - np.array(self.corner * 2)) * self.scale
-
-    def render(self, pixels: np.ndarray) -> np.ndarray:
-        """The part of the image, scaled."""
-        (x, y), (w, h) = self.corner, self.extent
-        size = max(1, round(w * self.scale)), max(1, round(h * self.scale))
-        how = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
-        return cv2.resize(np.ascontiguousarray(pixels[y : y + h, x : x + w]), size, interpolation=how)
-
-
-def view(size: tuple[int, int], picture: Size, boxes_xyxy: np.ndarray) -> View:
-    """The largest part of an image (height, width) in which three quarters of the boxes can be read.
-
-    Of all places for such a part, one that holds most of the boxes.
-    """
-    (height, width), (w, h) = size, picture
-    whole = min(w / width, h / height)
-    if not len(boxes_xyxy):
-        return View((0, 0), (width, height), whole, 1.0)
-    extents = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    small = max(float(np.quantile(np.sqrt(extents.prod(axis=1)), 0.25)), 1)
-    scale = float(np.clip(READABLE / small, whole, MOST_ZOOM * whole))
-    extent = min(width, round(w / scale)), min(height, round(h / scale))
-    centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2  # [n, 2]
-    corners = np.clip(centers - np.array(extent) / 2, 0, [width - extent[0], height - extent[1]])
-    inside = ((centers >= corners[:, None]) & (centers <= corners[:, None] + extent)).all(axis=2).sum(axis=1)
-    x, y = corners[int(np.argmax(inside))].astype(int).tolist()
-    return View((x, y), extent, scale, scale / whole)
+Part = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the original image
 
 
 def predictions(
     path: Path, images: Mapping[int, ImageBoxes], dataset: CrowdDataset, limits: np.ndarray, names: Sequence[str]
 ) -> bool:
-    """Labelled and predicted boxes of a few images, from the best found to the worst."""
-    tiles = []
-    for image_id, f1 in _spread(images, limits):
-        image = images[image_id]
-        keep = image.scores > limits[image.labels]
-        part = view(image.size, PAIR, image.targets)
-        base = _quiet(part.render(_pixels(dataset, image_id)))
-        zoom = f", zoom {part.zoom:.1f}" if part.zoom > 1.05 else ""
-        texts = f"image {image_id}: {len(image.targets)} labelled{zoom}", f"{int(keep.sum())} predicted, F1 {f1:.2f}"
-        sides = ((image.targets, image.target_labels), (image.boxes[keep], image.labels[keep]))
-        for text, (boxes, labels) in zip(texts, sides, strict=True):
-            drawn = draw_boxes(base, part.boxes(boxes), labels, thickness=2)
-            tiles.append(np.vstack([words(text, PAIR[0]), fit(drawn, PAIR)]))
-    if not tiles:
-        return False
-    _save(
-        path, grid(tiles, min(4, len(tiles))), {name: COLORS[label % len(COLORS)] for label, name in enumerate(names)}
-    )
+    """Labelled and predicted boxes of a few images, evenly taken from those with boxes."""
+    ids = sorted(image_id for image_id, image in images.items() if len(image.targets)) or sorted(images)
+    shown = [ids[place] for place in sorted({int((i + 0.5) / SHOWN * len(ids)) for i in range(SHOWN)})]
+    with sheet(path, 4, -(-len(shown) // 2), width=3.7, height=3.1) as panels:
+        for place, image_id in enumerate(shown):
+            image, pixels = images[image_id], _pixels(dataset, image_id)
+            keep = image.scores > limits[image.labels]
+            part, zoom = view(image.size, image.targets)
+            texts = (f"image {image_id}: {len(image.targets)} labelled{zoom}", f"{keep.sum()} predicted")
+            sides = ((image.targets, image.target_labels), (image.boxes[keep], image.labels[keep]))
+            for axes, text, (boxes, labels) in zip(panels[2 * place :], texts, sides, strict=False):
+                _photograph(axes, pixels, part, text)
+                for label, color in COLORS.items():
+                    _boxes(axes, boxes[labels == label], color)
+        _legend(panels, {name: COLORS[label] for label, name in enumerate(names)})
     return True
-
-
-def _spread(images: Mapping[int, ImageBoxes], limits: np.ndarray) -> list[tuple[int, float]]:
-    """Image ids with their F1, evenly spread from the best to the worst; images without boxes only if all are."""
-    ids = sorted(image_id for image_id, image in images.items() if not image.crowd.all()) or sorted(images)
-    scores = []
-    for image_id in ids[:: max(1, len(ids) // CANDIDATES)]:
-        image = images[image_id]
-        kind = judge(image, limits).kind
-        boxes = int(np.sum(kind <= BACKGROUND)) + int(np.sum(~image.crowd))
-        scores.append((2 * int(np.sum(kind == HIT)) / max(boxes, 1), -image_id))
-    scores.sort(reverse=True)
-    places = dict.fromkeys(int((i + 0.5) / SHOWN * len(scores)) for i in range(SHOWN))
-    return [(-scores[place][1], scores[place][0]) for place in places if scores]
 
 
 def worst(
@@ -117,43 +60,48 @@ def worst(
     dataset: CrowdDataset,
     limits: np.ndarray,
 ) -> bool:
-    """The images with most missed boxes, in the order of `rows` (details()["worst_images"])."""
-    tiles = []
-    for row in rows:
-        if row["misses"]:
-            picture, zoom = _judged(images[row["image_id"]], _pixels(dataset, row["image_id"]), limits)
-            text = f"image {row['image_id']}: missed {row['misses']} of {row['boxes']}, duplicates {row['duplicates']}"
-            text += f", false {row['false_positives']}" + (f", zoom {zoom:.1f}" if zoom > 1.05 else "")
-            tiles.append(np.vstack([words(text, TILE[0]), picture]))
-    if not tiles:
+    """The images with most missed boxes, in the order of `rows` (details()["worst_images"]), in shades of grey."""
+    rows = [row for row in rows if row["misses"]]
+    if not rows:
         return False
-    meanings = ("labelled and found", "labelled and MISSED", "duplicate detection", "other false detection")
-    _save(path, grid(tiles, 2 if len(tiles) < 3 else 3), dict(zip(meanings, VERDICT_COLORS.values(), strict=True)))
+    columns = min(3, len(rows))
+    with sheet(path, columns, -(-len(rows) // columns), width=4.6, height=3.8) as panels:
+        for axes, row in zip(panels, rows, strict=False):
+            image, pixels = images[row["image_id"]], _pixels(dataset, row["image_id"])
+            verdict = judge(image, limits)
+            part, zoom = view(image.size, image.targets[verdict.missed])
+            text = f"image {row['image_id']}: missed {row['misses']} of {row['boxes']}, "
+            text += f"duplicates {row['duplicates']}, false {row['false_positives']}{zoom}"
+            _photograph(axes, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) * 0.7 + 55, part, text)
+            false = (verdict.kind > DUPLICATE) & (verdict.kind <= BACKGROUND)
+            _boxes(axes, image.targets[verdict.target[verdict.kind == HIT]], VERDICT_COLORS["hit"], width=1)
+            _boxes(axes, image.boxes[false], VERDICT_COLORS["false positive"])
+            _boxes(axes, image.boxes[verdict.kind == DUPLICATE], VERDICT_COLORS["duplicate"])
+            _boxes(axes, image.targets[verdict.missed], VERDICT_COLORS["missed"], filled=True)
+        meanings = ("labelled and found", "labelled and MISSED", "duplicate detection", "other false detection")
+        _legend(panels, dict(zip(meanings, VERDICT_COLORS.values(), strict=True)))
     return True
 
 
-def _judged(image: ImageBoxes, pixels: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, float]:
-    """The picture of one image with every box in the colour of its verdict, and its zoom."""
-    verdict = judge(image, limits)
-    part = view(image.size, TILE, image.targets[verdict.missed])
-    grey = cv2.cvtColor(part.render(pixels), cv2.COLOR_RGB2GRAY)
-    # Grey and pale: whatever has a colour is a box.
-    canvas = _quiet(cv2.cvtColor((grey * 0.7 + 55).astype(np.uint8), cv2.COLOR_GRAY2RGB))
-    missed = part.boxes(image.targets[verdict.missed])
-    tint = canvas.copy()
-    for x0, y0, x1, y1 in missed.round().astype(int).tolist():
-        cv2.rectangle(tint, (x0, y0), (x1, y1), VERDICT_COLORS["missed"], -1)
-    canvas = _quiet(cv2.addWeighted(tint, 0.25, canvas, 0.75, 0))
-    false = (verdict.kind > DUPLICATE) & (verdict.kind <= BACKGROUND)
-    layers = (
-        ("hit", part.boxes(image.targets[verdict.target[verdict.kind == HIT]]), 1),
-        ("false positive", part.boxes(image.boxes[false]), 2),
-        ("duplicate", part.boxes(image.boxes[verdict.kind == DUPLICATE]), 2),
-        ("missed", missed, 2),
-    )
-    for kind, boxes, thickness in layers:
-        canvas = draw_boxes(canvas, boxes, [0] * len(boxes), VERDICT_COLORS[kind], thickness)
-    return fit(canvas, TILE), part.zoom
+def view(size: tuple[int, int], boxes_xyxy: np.ndarray) -> tuple[Part, str]:
+    """The largest part of an image (height, width) in which three quarters of the boxes can be read, and its zoom.
+
+    Of all places for such a part, one that holds most of the boxes.
+    """
+    whole = np.array(size[::-1])  # width, height
+    fits = float((PICTURE / whole).min())
+    extents = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    small = max(float(np.quantile(np.sqrt(extents.prod(axis=1)), 0.25)), 1) if len(boxes_xyxy) else np.inf
+    scale = float(np.clip(READABLE / small, fits, MOST_ZOOM * fits))
+    if scale < 1.05 * fits:
+        return (0, 0, size[1], size[0]), ""
+    extent = np.minimum(whole, PICTURE / scale)
+    centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2  # [n, 2]
+    corners = np.clip(centers - extent / 2, 0, whole - extent)
+    inside = ((centers >= corners[:, None]) & (centers <= corners[:, None] + extent)).all(axis=2).sum(axis=1)
+    corner = corners[int(np.argmax(inside))]
+    x0, y0, x1, y1 = np.concatenate([corner, corner + extent]).astype(int).tolist()
+    return (x0, y0, x1, y1), f", zoom {scale / fits:.1f}"
 
 
 def _pixels(dataset: CrowdDataset, image_id: int) -> np.ndarray:
@@ -161,10 +109,30 @@ def _pixels(dataset: CrowdDataset, image_id: int) -> np.ndarray:
     return decode(dataset.source[row]["image"]["bytes"])
 
 
-def _quiet(pixels: np.ndarray) -> np.ndarray:
-    """Without the two lowest bits: nobody sees them, and a PNG of photographs is nearly half as large."""
-    return pixels & np.uint8(0xFC)
+def _photograph(axes: Axes, pixels: np.ndarray, part: Part, text: str) -> None:
+    """Part of an image, in its own coordinates: boxes need no scaling."""
+    x0, y0, x1, y1 = part
+    axes.imshow(pixels[y0:y1, x0:x1], extent=(x0, x1, y1, y0), cmap="gray", vmin=0, vmax=255)
+    axes.set(xlim=(x0, x1), ylim=(y1, y0))
+    axes.set_title(text, fontsize=8, fontweight="normal")
 
 
-def _save(path: Path, picture: np.ndarray, meanings: Mapping[str, Color]) -> None:
-    Image.fromarray(np.vstack([legend(meanings, picture.shape[1]), picture])).save(path)
+def _boxes(axes: Axes, boxes_xyxy: np.ndarray, color: Color, width: float = 1.5, filled: bool = False) -> None:
+    from matplotlib.collections import PolyCollection
+
+    corners = list(boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2))
+    face = hex_color(color) + "40" if filled else "none"
+    outline = PolyCollection(
+        corners, facecolors=face, edgecolors=hex_color(color), linewidths=width, antialiased=False
+    )
+    axes.add_collection(outline, autolim=False)
+
+
+def _legend(panels: Sequence[Axes], meanings: Mapping[str, Color]) -> None:
+    from matplotlib.patches import Patch
+
+    for axes in panels:
+        axes.axis("off")
+    handles = [Patch(edgecolor=hex_color(color), facecolor="none", linewidth=3, label=text)
+               for text, color in meanings.items()]  # fmt: skip
+    panels[0].figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=12)

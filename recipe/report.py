@@ -15,40 +15,25 @@ from typing import Any
 import numpy as np
 
 from recipe import gallery, plots, tables
-from recipe.advice import next_steps
 from recipe.data import CrowdDataset
 from recipe.metrics import DetectionMetrics
-from recipe.run import RUN_FILE, commit, device
+from recipe.run import commit, device, read_record
 from recipe.schema import UserError
 
-FIGURES = {
-    "errors": "Above: labelled boxes, found or missed at IoU 0.5. Below: what the detections above the threshold of"
-    " best F1 are; a duplicate is a second box on something found already, a badly placed one has an IoU "
-    "of 0.1 to 0.5.",
-    "where": "Dark bars: found above the threshold of best F1; pale bars: found at any score; a dash: no such "
-    "boxes. A pale bar far above its dark one asks for better scores, a low pale bar for better sight.",
-    "worst": "Filled orange boxes were missed; each picture shows the part of its image where most of them lie.",
-    "predictions": "Labels on the left, predictions on the right, from an image found well to one found badly.",
-    "pr_curves": "Each point is one threshold; nearer to the top right corner is better. A dashed curve far below the "
-    "solid one means that boxes are found but loosely placed.",
-    "thresholds": "Vertical lines are the operating points: the best balance (best F1), and the lowest threshold at "
-    "which 90% of the detections are right.",
-    "curves": "All losses should fall and flatten, the last decoder layer lowest; validation loss rising while "
-    "training loss falls is over-fitting; average precision should rise.",
-    "data": "Left: how crowded the images are, against the boxes the model can give (its queries). Right: how "
-    "large the boxes are; below 8 pixels any detector has little to go by.",
+Rows = Sequence[Mapping[str, Any]]
+
+PICTURES = {  # name of the PNG: title, caption
+    "errors": ("Kinds of errors", "At the threshold of best F1; a badly placed box has an IoU of 0.1 to 0.5."),
+    "where": (
+        "Where it fails",
+        "A pale bar far above its dark one asks for better scores, a low one for better sight.",
+    ),
+    "worst": ("The images with most missed boxes", "Each picture shows where most missed boxes, filled orange, lie."),
+    "predictions": ("Labels and predictions", "Labels on the left, predictions above the best-F1 threshold beside."),
+    "thresholds": ("Choosing a threshold", "A curve for IoU 0.75 far below the other: boxes are only loosely placed."),
+    "curves": ("The training", "Validation loss rising while training loss falls is over-fitting; mAP should rise."),
+    "data": ("The evaluated images", "Boxes per image and their sizes: below 8 pixels there is little to see."),
 }
-TITLES = {
-    "errors": "Kinds of errors",
-    "where": "Where it fails",
-    "worst": "The images with most missed boxes",
-    "predictions": "Labels and predictions",
-    "pr_curves": "Precision and recall",
-    "thresholds": "Choosing a threshold",
-    "curves": "The training",
-    "data": "The evaluated images",
-}
-ORIGIN = ("revision", "data_revision", "manifest", "commit", "device")
 
 
 def write_report(
@@ -56,7 +41,7 @@ def write_report(
     metrics: DetectionMetrics,
     dataset: CrowdDataset,
     *,
-    history: Sequence[Mapping[str, Any]] = (),
+    history: Rows = (),
     record: Mapping[str, Any] | None = None,
     compare: Path | None = None,
 ) -> dict[str, Any]:
@@ -75,25 +60,23 @@ def write_report(
         UserError: `compare` is no metrics.json.
     """
     earlier = read_metrics(compare) if compare is not None else None
-    if record is None:
-        record = json.loads((folder / RUN_FILE).read_text()) if (folder / RUN_FILE).exists() else {}
     values, details = metrics.compute(), metrics.details()
-    found = {**values, "details": details, "record": essentials(folder, record)}
+    origin = essentials(folder, read_record(folder) if record is None else record)
+    found = {**values, "details": details, "record": origin}
     out = folder / "report"
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
-    drawn = draw(out, metrics, details, dataset, history)
-    queries = metrics.num_queries
-    steps = next_steps(values, details, history=history, shrink=shrinking(dataset), num_queries=queries)
     sections = [
-        summary(found, queries),
-        ["## What to do next", "", *(f"- {sentence}" for sentence in steps)],
+        summary(details, origin, metrics.num_queries),
+        ["## What to do next", "", *next_steps(details, history, shrinking(dataset), metrics.num_queries)],
         ["## By class", "", *tables.classes(values, details)],
         ["## All numbers", "", *tables.metrics(values)],
         ["## Against the earlier run", "", *tables.comparison(found, earlier)] if earlier is not None else [],
         ["## Against published numbers", "", *tables.published(values, details)],
-        *([f"## {TITLES[name]}", "", f"![{TITLES[name]}]({name}.png)", "", FIGURES[name]] for name in drawn),
     ]
+    for name in draw(out, metrics, details, dataset, history):
+        title, caption = PICTURES[name]
+        sections.append([f"## {title}", "", f"![{title}]({name}.png)", "", caption])
     (out / "report.md").write_text("\n\n".join("\n".join(section) for section in sections if section) + "\n")
     return found
 
@@ -118,9 +101,9 @@ def essentials(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     dataset = record.get("dataset") or {}
     return {
         "checkpoint": record.get("checkpoint") or record.get("run_name") or folder.resolve().name,
-        "revision": record.get("revision"),
         "data": dataset.get("data"),
         "split": dataset.get("split", "validation"),
+        "revision": record.get("revision"),
         "data_revision": dataset.get("revision"),
         "manifest": dataset.get("manifest"),
         "commit": record.get("commit") or commit(),
@@ -128,72 +111,106 @@ def essentials(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def shrinking(dataset: CrowdDataset) -> float:
-    """By how much a typical image is scaled for the model, in width."""
-    notes = dataset.annotations
-    sizes = np.stack([notes.height, notes.width], axis=1)[:1000].tolist()
-    return float(np.median([dataset.geometry.resized(h, w)[1] / w for h, w in sizes]))
-
-
 def draw(
-    out: Path,
-    metrics: DetectionMetrics,
-    details: Mapping[str, Any],
-    dataset: CrowdDataset,
-    history: Sequence[Mapping[str, Any]],
+    out: Path, metrics: DetectionMetrics, details: Mapping[str, Any], dataset: CrowdDataset, history: Rows
 ) -> list[str]:
-    """All PNGs; returns the names of those that had something to show, in the order of `FIGURES`."""
-    names = metrics.class_names
+    """All PNGs; returns the names of those that had something to show, in the order of `PICTURES`."""
+    names, rows = metrics.class_names, details["worst_images"]
     images = {image.image_id: image for image in metrics.state()}
-    limits = np.array([operating_thresholds(details)[name] for name in names])
-    notes, rows = dataset.annotations, details["worst_images"]
+    limits = np.array(list(details["thresholds"].values()))
     jobs = {
         "errors": lambda path: plots.error_kinds(path, details),
         "where": lambda path: plots.where_it_fails(path, details),
         "worst": lambda path: gallery.worst(path, rows, images, dataset, limits),
         "predictions": lambda path: gallery.predictions(path, images, dataset, limits, names),
-        "pr_curves": lambda path: plots.precision_recall(path, details),
-        "thresholds": lambda path: plots.thresholds(path, details),
+        "thresholds": lambda path: plots.operating_points(path, details),
         "curves": lambda path: plots.learning_curves(path, history),
-        "data": lambda path: plots.histograms(path, notes, names, metrics.num_queries),
+        "data": lambda path: plots.histograms(path, dataset.annotations, names, metrics.num_queries),
     }
     for name in jobs:
         (out / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, where there is nothing to show now
     return [name for name, job in jobs.items() if job(out / f"{name}.png")]
 
 
-def operating_thresholds(details: Mapping[str, Any]) -> dict[str, float]:
-    """The score threshold of best F1 per class; 0.5 where there is none."""
-    points = {name: found["best_f1"] for name, found in details["operating_points"].items()}
-    return {name: float(point["threshold"]) if point else 0.5 for name, point in points.items()}
-
-
-def summary(found: Mapping[str, Any], num_queries: int) -> list[str]:
+def summary(details: Mapping[str, Any], origin: Mapping[str, Any], num_queries: int) -> list[str]:
     """What was evaluated, and the result in a sentence per class."""
-    details, record = found["details"], found["record"]
     counts = ", ".join(f"{boxes:,} {name} boxes" for name, boxes in details["boxes"].items())
-    lines = [
-        f"# Report on {record['checkpoint']}",
-        "",
-        f"Evaluated on {details['images']:,} image{'s' * (details['images'] != 1)} with {counts} "
-        f"(`{record['split']}` of {record['data'] or 'the given data'}).",
-        "",
-    ]
+    where = f"`{origin['split']}` of {origin['data'] or 'the given data'}"
+    lines = [f"# Report on {origin['checkpoint']}", "", f"{details['images']:,} images with {counts} ({where}).", ""]
     for name, boxes in details["boxes"].items():
-        point = details["operating_points"][name]["best_f1"]
-        if point:
-            lines.append(
-                f"- **{name}**: {point['recall']:.0%} of the boxes are found and {point['precision']:.0%} of the "
-                f"detections are right, at the threshold {point['threshold']:.2f} of best F1."
+        if point := details["operating_points"][name]["best_f1"]:
+            text = (
+                f"{point['recall']:.0%} of the boxes are found and {point['precision']:.0%} of the detections are "
+                f"right, at the threshold {point['threshold']:.2f} of best F1."
             )
         else:
-            lines.append(
-                f"- **{name}**: " + ("no box was found." if boxes else "no labelled boxes, so nothing to measure.")
-            )
-    ceiling = details["recall_ceiling"]
-    lines.append(f"- With {num_queries} queries the model could find {ceiling:.1%} of the boxes at best.")
-    origin = {key: value for key, value in record.items() if value and key in ORIGIN}
-    return [*lines, "", " · ".join(f"{key.replace('_', ' ')} `{value}`" for key, value in origin.items())]
+            text = "no box was found." if boxes else "no labelled boxes, so nothing to measure."
+        lines.append(f"- **{name}**: {text}")
+    lines.append(f"- With {num_queries} queries at most {details['recall_ceiling']:.1%} of the boxes can be found.")
+    keys = [key for key in ("revision", "data_revision", "manifest", "commit", "device") if origin[key]]
+    versions = [f"{key.replace('_', ' ')} `{origin[key]}`" for key in keys]
+    return [*lines, "", " · ".join(versions)]
+
+
+def operating_thresholds(details: Mapping[str, Any]) -> dict[str, float]:
+    """For callers of old: details()["thresholds"]."""
+    return dict(details["thresholds"])
+
+
+def shrinking(dataset: CrowdDataset) -> float:
+    """By how much a typical image is scaled for the model, in width."""
+    sizes = zip(dataset.annotations.height[:1000].tolist(), dataset.annotations.width[:1000].tolist(), strict=True)
+    return float(np.median([dataset.geometry.resized(h, w)[1] / w for h, w in sizes]))
+
+
+def next_steps(details: Mapping[str, Any], history: Rows, shrink: float, num_queries: int) -> list[str]:
+    """What to do next, as a list: one weakness each with its number and what helps; limits are our own judgement."""
+    errors = {name: kinds for name, kinds in details["errors"].items() if details["boxes"][name]}
+    if not errors:
+        return ["- The images hold no labelled boxes, so nothing can be measured: evaluate another split."]
+    if not any(kinds["hits"] for kinds in errors.values()):
+        return ["- Not one box was found. After few steps this is normal: train longer (`--num_train_epochs`)."]
+    steps = []
+    bins = [(name, row) for name in errors for row in details["by_size"][name] if row["boxes"]]
+    missed = {(name, row["bin"]): row["boxes"] * (1 - row["recall_best_f1"]) for name, row in bins}
+    total, (name, size) = sum(missed.values()), max(missed, key=lambda key: missed[key])
+    if total >= 1:
+        small = sum(count for (_, each), count in missed.items() if each in ("<8", "8-16", "16-32")) / total
+        text = f"{small:.0%} of all missed boxes are below 32 pixels, most are `{name}` of {size} pixels: "
+        larger = f"raise `--shortest_edge` and `--longest_edge` (images are now scaled by {shrink:.2f})."
+        steps.append(text + (larger if small >= 0.5 else "see worst.png for hidden people and missing labels."))
+    for name in errors:
+        rows = [row for each, row in bins if each == name]
+        lost = sum(row["boxes"] * (row["recall"] - row["recall_best_f1"]) for row in rows) / details["boxes"][name]
+        if lost > 0.1:
+            steps.append(f"Another {lost:.0%} of `{name}` boxes are found with scores below the threshold: lower "
+                         "`--threshold` in `recipe predict` where a miss costs more than a false alarm.")  # fmt: skip
+    steps += false_detections(errors)
+    if details["recall_ceiling"] < 0.99:
+        steps.append(f"{1 - details['recall_ceiling']:.1%} of the boxes cannot be found at all, because their images "
+                     f"hold more than {num_queries}: raise `--num_queries`.")  # fmt: skip
+    maps = [row["eval_map"] for row in history if "eval_map" in row]
+    if len(maps) > 2 and maps[-1] > 1.02 * max(maps[:-1]):
+        steps.append(f"mAP still rose to {maps[-1]:.3f} in the last epoch: train longer (`--num_train_epochs`).")
+    elif len(maps) > 2 and maps[-1] < 0.98 * max(maps):
+        steps.append(f"mAP has fallen from {max(maps):.3f} to {maps[-1]:.3f}: stop earlier, or augment more.")
+    return [f"- {step}" for step in steps or ["No single weakness stands out: try more epochs or more data."]]
+
+
+def false_detections(errors: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A sentence for each kind of false detection that is frequent in a class."""
+    advice = {
+        "duplicate": (0.05, "are second boxes on something already found: more epochs suppress them"),
+        "wrong_class": (0.05, "have the place right and the class wrong: check the labels of both classes"),
+        "badly_placed": (0.1, "touch a labelled box without fitting it: try more epochs or a higher resolution"),
+        "background": (0.15, "lie on nothing labelled: look at worst.png whether people are there without a label"),
+    }
+    return [
+        f"{kinds[kind] / (sum(kinds.values()) - kinds['missed']):.0%} of the `{name}` detections {text}."
+        for name, kinds in errors.items()
+        for kind, (limit, text) in advice.items()
+        if kinds[kind] > limit * (sum(kinds.values()) - kinds["missed"])
+    ]
 
 
 def print_summary(folder: Path, metrics: DetectionMetrics) -> None:
@@ -203,10 +220,8 @@ def print_summary(folder: Path, metrics: DetectionMetrics) -> None:
     from rich.table import Table
 
     found = read_metrics(folder / "report" / "metrics.json")
-    names = metrics.class_names
-    shown = Table(
-        "", "all", *names, box=SIMPLE_HEAD, title=f"{found['details']['images']:,} images", title_justify="left"
-    )
+    title = f"{found['details']['images']:,} images"
+    shown = Table("", "all", *metrics.class_names, box=SIMPLE_HEAD, title=title, title_justify="left")
     for column in shown.columns[1:]:
         column.justify = "right"
     for row in tables.rows(found, found["details"]):

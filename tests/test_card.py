@@ -80,12 +80,12 @@ def test_local_data_is_no_dataset_of_the_hub(tmp_path, numbers):
     )
     assert local.data.datasets is None
     assert "/home/me" not in local.content
-    assert "Version `ff`" in local.text
+    assert "Data `ff`" in local.text
 
 
 def test_the_examples_name_the_repo_and_the_thresholds_of_best_f1(tmp_path, numbers):
     text = load(tmp_path, numbers).text
-    points = {name: found["best_f1"]["threshold"] for name, found in numbers[1]["operating_points"].items()}
+    points = numbers[1]["thresholds"]
     assert 'pipeline("object-detection", model="me/crowd-detr")' in text
     assert f"threshold={min(points.values()):.2f}" in text
     assert f"person {points['person']:.2f}, head {points['head']:.2f}" in text
@@ -96,10 +96,10 @@ def test_plots_are_shown_where_they_exist_and_photographs_never(tmp_path, number
     """A model may be shared more widely than the photographs of the people it was judged on."""
     assert "![" not in load(tmp_path, numbers).text
     (tmp_path / "report").mkdir()
-    for name in ("pr_curves.png", "where.png", "curves.png", "worst.png", "predictions.png", "report.md"):
+    for name in ("thresholds.png", "where.png", "curves.png", "worst.png", "predictions.png", "report.md"):
         (tmp_path / "report" / name).touch()
     text = load(tmp_path, numbers).text
-    assert all(f"(report/{name})" in text for name in ("pr_curves.png", "where.png", "curves.png", "report.md"))
+    assert all(f"(report/{name})" in text for name in ("thresholds.png", "where.png", "curves.png", "report.md"))
     assert "worst.png" not in text
     assert "predictions.png" not in text
 

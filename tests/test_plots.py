@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from recipe import gallery, plots
-from recipe.draw import COLORS, VERDICT_COLORS, draw_boxes, grid, legend
+from recipe.draw import COLORS, VERDICT_COLORS, draw_boxes, hex_color, side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def crowd(tmp_path_factory):
     data = evaluated.crowd(tmp_path_factory.mktemp("packed"))
     metrics = evaluated.evaluate(data)
     details = metrics.details()
-    limits = np.array([details["operating_points"][name]["best_f1"]["threshold"] for name in metrics.class_names])
+    limits = np.array(list(details["thresholds"].values()))
     return data, {image.image_id: image for image in metrics.state()}, details, limits
 
 
@@ -36,12 +36,11 @@ def colored(picture, rgb):
     return int((picture == np.array(rgb, np.uint8)).all(axis=2).sum())
 
 
-@pytest.mark.parametrize("name", ["precision_recall", "thresholds", "where_it_fails", "error_kinds"])
+@pytest.mark.parametrize("name", ["operating_points", "where_it_fails", "error_kinds"])
 def test_each_plot_of_the_details_is_drawn_in_its_colours(crowd, tmp_path, name):
     assert getattr(plots, name)(tmp_path / "plot.png", crowd[2])
     picture = pixels(tmp_path / "plot.png")
-    wanted = COLORS.values() if name != "error_kinds" else list(VERDICT_COLORS.values())[:3]
-    assert all(colored(picture, color) > 50 for color in wanted)
+    assert all(colored(picture, color) > 50 for color in COLORS.values())
     assert 300 < picture.shape[0] < 1200
     assert 800 < picture.shape[1] < 2000
 
@@ -82,7 +81,7 @@ def test_learning_curves_are_drawn_from_a_single_epoch_on(tmp_path, drawn, epoch
     for line in (*loss.values(), *layers.values(), *precision.values()):
         assert len(line.get_xdata()) == epochs
         assert epochs > 1 or line.get_marker() == "o"
-    assert precision["map_person"].get_color() == plots.hex_color(COLORS[0])
+    assert precision["map_person"].get_color() == hex_color(COLORS[0])
 
 
 def test_a_long_run_is_drawn_by_its_averages(tmp_path, drawn):
@@ -104,8 +103,7 @@ def test_an_average_precision_of_zero_is_drawn_and_an_undefined_one_is_not(tmp_p
 
 def test_a_class_without_a_hit_has_no_curves(crowd, tmp_path):
     points = {"person": {"best_f1": None}, "head": {"best_f1": None}}
-    for plot in (plots.precision_recall, plots.thresholds):
-        assert not plot(tmp_path / "plot.png", crowd[2] | {"operating_points": points})
+    assert not plots.operating_points(tmp_path / "plot.png", crowd[2] | {"operating_points": points})
 
 
 def test_without_history_there_is_no_plot(tmp_path):
@@ -132,45 +130,46 @@ def test_images_without_a_miss_are_not_among_the_worst(crowd, tmp_path):
     assert not (tmp_path / "worst.png").exists()
 
 
-def test_predictions_go_from_the_image_found_best_to_the_one_found_worst(crowd, tmp_path):
+def test_predictions_stand_beside_the_labels_in_the_colours_of_their_classes(crowd, tmp_path):
     data, images, _, limits = crowd
-    spread = gallery._spread(images, limits)
-    scores = [f1 for _, f1 in spread]
-    assert scores == sorted(scores, reverse=True)
-    assert {image_id for image_id, _ in spread} <= set(images)
     assert gallery.predictions(tmp_path / "predictions.png", images, data, limits, ("person", "head"))
     picture = pixels(tmp_path / "predictions.png")
     assert all(colored(picture[40:], color) > 100 for color in COLORS.values())
 
 
-def test_a_view_enlarges_tiny_boxes_and_moves_them_with_their_pixels():
-    """A box drawn one crop off would blame the model for what it found."""
-    pixels = np.zeros((1080, 1920, 3), np.uint8)
-    pixels[800:808, 1500:1510] = 255
+def test_a_view_enlarges_tiny_boxes_and_holds_them():
     boxes = np.array([[1500.0, 800, 1510, 808], [1530, 820, 1538, 828]])
-    part = gallery.view((1080, 1920), (528, 396), boxes)
-    assert part.zoom == pytest.approx(gallery.MOST_ZOOM)
-    x0, y0, x1, y1 = part.boxes(boxes)[0].round().astype(int)
-    picture = part.render(pixels)
-    assert picture.shape[0] <= 396
-    assert picture.shape[1] <= 528
-    inside = picture[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2]
-    assert inside.min() > 200
-    assert picture.sum() < 2 * inside.sum() + 255 * 3 * 4 * 40
+    (x0, y0, x1, y1), zoom = gallery.view((1080, 1920), boxes)
+    assert zoom == f", zoom {gallery.MOST_ZOOM:.1f}"
+    assert 0 <= x0 < 1500 < 1538 < x1 <= 1920
+    assert 0 <= y0 < 800 < 828 < y1 <= 1080
 
 
 def test_large_boxes_are_seen_in_the_whole_image():
-    part = gallery.view((1080, 1920), (528, 396), np.array([[100.0, 100, 900, 1000]]))
-    assert part.zoom == 1
-    assert (part.corner, part.extent) == ((0, 0), (1920, 1080))
+    assert gallery.view((1080, 1920), np.array([[100.0, 100, 900, 1000]])) == ((0, 0, 1920, 1080), "")
 
 
-def test_drawing_changes_a_copy_and_grids_keep_their_tiles():
+def test_boxes_lie_on_their_pixels_in_a_part_of_an_image(tmp_path):
+    """A box drawn one crop off would blame the model for what it found."""
+    image = np.zeros((1080, 1920, 3), np.uint8)
+    image[800:808, 1500:1510] = 255
+    box = np.array([[1500.0, 800, 1510, 808]])
+    with plots.sheet(tmp_path / "part.png", 1) as (axes,):
+        gallery._photograph(axes, image, (1450, 750, 1550, 850), "")
+        gallery._boxes(axes, box, VERDICT_COLORS["hit"])
+        axes.axis("off")
+    picture = pixels(tmp_path / "part.png").astype(int)
+    rows, columns = np.nonzero((picture == VERDICT_COLORS["hit"]).all(axis=2))
+    inside = picture[rows.min() + 5 : rows.max() - 4, columns.min() + 5 : columns.max() - 4]
+    assert inside.min() > 200
+
+
+def test_drawing_changes_a_copy_and_two_pictures_stand_under_their_captions():
     base = np.zeros((40, 60, 3), np.uint8)
     drawn = draw_boxes(base, np.array([[5.2, 5, 20, 30]]), [1])
     assert not base.any()
     assert tuple(drawn[5, 10]) == COLORS[1]
-    sheet = grid([drawn, base, drawn], columns=2, gap=4)
-    assert sheet.shape == (88, 124, 3)
-    assert (sheet[44:84, :60] == drawn).all()
-    assert colored(legend({"person": COLORS[0]}, 200), COLORS[0]) > 50
+    pair = side_by_side(base, drawn, ("left", "right"), width=120)
+    assert pair.shape == (26 + 40, 120, 3)
+    assert (pair[26:, 60:] == drawn).all()
+    assert all(pair[:26, half].min() < 128 for half in (slice(0, 60), slice(60, 120)))
