@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 
 from recipe.schema import UserError
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
 
 def size(text: str) -> int:
-    """`256MB`, `1GiB` or plain bytes, as a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text)
-    if not match or match[2].upper() not in UNITS or not (number := int(float(match[1]) * UNITS[match[2].upper()])):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 256MB, 1GiB or a number of bytes")
-    return number
+    """`256MB` or `1GiB` as a number of bytes."""
+    from datasets.utils.py_utils import convert_file_size_to_int
+
+    return int(convert_file_size_to_int(text))
 
 
 def count(text: str) -> int:
@@ -44,7 +40,6 @@ def parser() -> argparse.ArgumentParser:
     for command in (inspect, pack):
         command.add_argument("yolo_dir", type=Path, metavar="YOLO_DIR", help="the folder that holds data.yaml")
         command.add_argument("--workers", type=count, default=len(os.sched_getaffinity(0)), help="threads (all cores)")
-        command.add_argument("--verify", choices=("full", "header"), default="full", help="how to check images (full)")
     inspect.add_argument("--json", type=Path, metavar="FILE", help="write statistics and every problem to FILE")
     pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the dataset goes")
     pack.add_argument(
@@ -83,21 +78,15 @@ def _sample(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     from data_prep.inspect import inspect
 
-    return inspect(args.yolo_dir, args.json, workers=args.workers, verify=args.verify)
+    return inspect(args.yolo_dir, args.json, workers=args.workers)
 
 
 def _pack(args: argparse.Namespace) -> int:
     from data_prep.publish import conservation
     from data_prep.shards import pack
 
-    manifest = pack(
-        args.yolo_dir,
-        args.out,
-        on_bad=args.on_bad,
-        workers=args.workers,
-        shard_size=args.shard_size,
-        verify=args.verify,
-    )
+    options = {"on_bad": args.on_bad, "workers": args.workers, "shard_size": args.shard_size}
+    manifest = pack(args.yolo_dir, args.out, **options)
     for name, split in manifest["splits"].items():
         print(f"{name}: {conservation(split)}")
     shards = sum(len(split["files"]) for split in manifest["splits"].values())

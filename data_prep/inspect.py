@@ -5,23 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.image import Verify
-from data_prep.labels import Problem
-from data_prep.parquet import Tally
-from data_prep.progress import watched
-from data_prep.statistics import MAX_DETECTIONS, QUERIES, SIDES, Statistics
-from data_prep.yolo import open_folder, scan
-from recipe.schema import CLASS_NAMES, UserError
-
-SHOWN = 30  # refused lines and images on the screen; --json has them all
+from data_prep.labels import Problem, listing
+from data_prep.statistics import LONGEST, SHORTEST, Tally, table
+from data_prep.yolo import open_folder, scan, watched
+from recipe.schema import UserError
 
 
-def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2, verify: Verify = "full") -> int:
+def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2) -> int:
     """Print statistics and problems, write both to `json_file`. Returns 1 when `pack` would refuse the folder, else 0.
 
     Raises:
@@ -29,92 +23,37 @@ def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2, 
     """
     folder = open_folder(yolo_dir)
     problems: list[Problem] = []
-    report: dict[str, dict[str, Any]] = {}
+    tallies = {name: Tally.of_split(split) for name, split in folder.splits.items()}
     for name, split in folder.splits.items():
-        tally, statistics = Tally(), Statistics()
         problems += split.problems
-        examples = scan(folder, split.entries, workers, verify)
-        for example in watched(examples, len(split.entries), f"reading {name}"):
-            tally.add(example)
+        for example in watched(scan(folder, split.entries, workers), len(split.entries), f"reading {name}"):
+            tallies[name].add(example)
             problems += example.labels.problems
-            if example.data:
-                statistics.add(example.width, example.height, example.labels.bbox_xywh, example.labels.category)
-        report[name] = {"statistics": statistics.summary(), "in_and_out": tally.counts()}
     if json_file:
-        _write_json(json_file, report, problems)
+        splits = {
+            name: {"statistics": tally.summary(), "in_and_out": tally.counts()} for name, tally in tallies.items()
+        }
+        report = {"splits": splits, "problems": [problem._asdict() for problem in problems]}
+        try:
+            json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"cannot write {json_file}: {reason}; give --json a file in a folder that exists"
+            ) from error
     console = Console(width=None if Console().is_terminal else 119, highlight=False)
-    console.print(statistics_table({name: found["statistics"] for name, found in report.items()}))
-    return _print_problems(console, problems)
-
-
-def statistics_table(splits: dict[str, dict[str, Any]]) -> Table:
-    """One column per split, one line per thing that a trainer needs to know."""
-    table = Table(*("", *splits))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    columns = [_lines(summary) for summary in splits.values()]
-    for label in columns[0]:
-        table.add_row(label, *(column[label] for column in columns), end_section=label in SECTION_ENDS)
-    return table
-
-
-SECTION_ENDS = (
-    "images without any box",
-    "boxes in the fullest image",
-    f"{CLASS_NAMES[-1]} boxes below {SIDES[-1]} px",
-)
-
-
-def _lines(s: dict[str, Any]) -> dict[str, str]:
-    beyond, per_image = s["beyond"], s["boxes_per_image"]
-    lines = {
-        "images": f"{s['images']:,}",
-        "of them landscape or square": f"{s['landscape']:,}",
-        "of them portrait": f"{s['portrait']:,}",
-        "images without any box": f"{s['images_without_boxes']:,}",
-        "boxes": f"{s['boxes']:,}",
-        **{f"of them {name}": f"{count:,}" for name, count in s["boxes_per_class"].items()},
-        "boxes per image, mean": f"{per_image['mean']:.1f}",
-        "95 % of the images have at most": f"{per_image['p95']:.0f} boxes",
-        "boxes in the fullest image": f"{per_image['max']:,}",
-    }
-    for name, shares in s["box_sizes"].items():
-        for side in SIDES:
-            lines[f"{name} boxes below {side} px"] = f"{shares[f'below_{side}_px']:.1%}"
-    lines[f"images with more boxes than {QUERIES} queries"] = f"{beyond['queries']['images']:,}"
-    lines["boxes that no query is left for"] = f"{beyond['queries']['boxes']:,}"
-    lines["so recall can reach at most"] = f"{s['recall_ceiling']:.2%}"
-    for cap in MAX_DETECTIONS:
-        found = beyond[f"max_detections_{cap}"]
-        lines[f"images with over {cap} boxes of one class (maxDets {cap})"] = f"{found['images']:,}"
-        lines[f"boxes that COCO's maxDets {cap} cannot count"] = f"{found['boxes']:,}"
-    return lines
-
-
-def _print_problems(console: Console, problems: list[Problem]) -> int:
-    console.print(
-        "Box sizes: sqrt(width x height) in pixels after the training resize, shortest side 960, longest at most 1536."
+    header, *rows = table({name: tally.summary() for name, tally in tallies.items()})
+    shown = Table(
+        *header, caption=f"box sizes: sqrt(area) after the training resize to {SHORTEST}, at most {LONGEST} px"
     )
-    refused = [problem for problem in problems if problem.action == "refused"]
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
     for (action, rule), count in sorted(Counter((problem.action, problem.rule) for problem in problems).items()):
         console.print(f"{action:8} {rule}: {count:,}")
-    for problem in refused[:SHOWN]:
-        line = f":{problem.line}" if problem.line else ""
-        console.print(f"  {problem.file}{line}  {problem.rule}: {problem.detail}", markup=False, soft_wrap=True)
-    if len(refused) > SHOWN:
-        console.print(f"  and {len(refused) - SHOWN:,} more: `--json FILE` writes all")
-    if refused:
-        console.print(f"`pack` would refuse this folder: {len(refused):,} lines or images to mend, or `--on-bad skip`")
-    else:
-        console.print("`pack` accepts this folder")
+    refused = listing(problems)
+    verdict = (
+        "`pack` would refuse this folder: mend it, or `--on-bad skip`" if refused else "`pack` accepts this folder"
+    )
+    console.print("\n".join([*refused, verdict]), markup=False, soft_wrap=True)
     return int(bool(refused))
-
-
-def _write_json(file: Path, report: dict[str, Any], problems: list[Problem]) -> None:
-    try:
-        text = json.dumps({"splits": report, "problems": [problem._asdict() for problem in problems]}, indent=2)
-        file.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {file}: {error.strerror or error}; give --json a file in a folder that exists"
-        ) from error

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 TOLERANCE = 0.01  # px; rounding to six digits oversteps the border by less, and nothing thinner is a box
+SHOWN = 30  # refused lines and images on the screen
 NORMALISED = 10.0  # beyond this a value is no share of the image: pixels were written
 
 
@@ -44,10 +45,6 @@ class Labels(NamedTuple):
     problems: list[Problem]
 
 
-class Refusal(ValueError):
-    """A line that cannot be trusted. `args` are the rule and what was found."""
-
-
 def label_lines(data: bytes) -> list[tuple[int, str]]:
     """The lines that are not blank, with their numbers. Any byte order mark and any line ending will do."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what PowerShell's `>` writes
@@ -58,25 +55,19 @@ def label_lines(data: bytes) -> list[tuple[int, str]]:
 def read_labels(data: bytes, file: str, classes: dict[int, int], width: int, height: int) -> Labels:
     """Boxes in pixels, cut at the border of an image of width x height (after its EXIF orientation)."""
     lines = label_lines(data)
-    rows: list[tuple[float, float, float, float, float]] = []
-    numbers: list[int] = []
+    rows: dict[tuple[float, ...], int] = {}  # class, cx, cy, w, h -> line
     problems: list[Problem] = []
-    seen = set()
     for number, line in lines:
         try:
             row = parse_line(line, classes)
-        except Refusal as refusal:
+        except ValueError as refusal:
             problems.append(Problem(file, number, refusal.args[0], "refused", refusal.args[1]))
             continue
-        if row in seen:
-            problems.append(
-                Problem(file, number, "duplicate", "dropped", f"the same as an earlier line: {line.strip()}")
-            )
-            continue
-        seen.add(row)
-        rows.append(row)
-        numbers.append(number)
-    values = np.array(rows, dtype=np.float64).reshape(-1, 5)
+        if row in rows:
+            problems.append(Problem(file, number, "duplicate", "dropped", f"as on an earlier line: {line.strip()}"))
+        rows.setdefault(row, number)
+    numbers = list(rows.values())
+    values = np.array(list(rows), dtype=np.float64).reshape(-1, 5)
     size = np.array([width, height])
     half = values[:, 3:] / 2
     xyxy = np.concatenate([(values[:, 1:3] - half) * size, (values[:, 1:3] + half) * size], axis=1)  # [n, 4] pixels
@@ -97,38 +88,36 @@ def read_labels(data: bytes, file: str, classes: dict[int, int], width: int, hei
     return Labels(bbox_xywh, values[kept, 0].astype(np.int64), len(lines), dropped, sorted(problems))
 
 
-def parse_line(line: str, classes: dict[int, int]) -> tuple[float, float, float, float, float]:
+def parse_line(line: str, classes: dict[int, int]) -> tuple[float, ...]:
     """`class cx cy w h` as our class index and shares of the image.
 
     Raises:
-        Refusal: with the rule that was broken and what was found.
+        ValueError: with two arguments, the rule that was broken and what was found.
     """
-    try:
-        number, cx, cy, w, h = map(float, line.split())
-        category = classes[number]  # type: ignore[index]  # 1.0 finds 1
-    except (ValueError, KeyError):
-        raise _refusal(line, classes) from None
-    n = NORMALISED
-    if 0 <= w <= n and 0 <= h <= n and -n <= cx <= n and -n <= cy <= n:  # NaN fails, too
-        return category, cx, cy, w, h
-    raise _refusal(line, classes)
-
-
-def _refusal(line: str, classes: dict[int, int]) -> Refusal:
-    """Which rule a line broke."""
     words, shown = line.split(), line.strip()[:80]
-    if len(words) > 6:
-        return Refusal("polygon", f"{len(words)} values: a segmentation polygon, not a box `class cx cy w h`")
     try:
-        number, *_, w, h = values = [float(word) for word in words]
+        number, cx, cy, w, h = map(float, words)
     except ValueError:
-        values = []
-    if len(values) != 5:
-        return Refusal("malformed", f"not five numbers `class cx cy w h`: {shown}")
-    if not all(map(math.isfinite, values)):
-        return Refusal("not_finite", shown)
+        if len(words) > 6:
+            raise ValueError("polygon", f"{len(words)} values: a polygon, not a box `class cx cy w h`") from None
+        raise ValueError("malformed", f"not five numbers `class cx cy w h`: {shown}") from None
+    if not math.isfinite(number + cx + cy + w + h):
+        raise ValueError("not_finite", shown)
     if number not in classes:
-        return Refusal("class", f"class {words[0]}, allowed are {', '.join(map(str, classes))}")
+        raise ValueError("class", f"class {words[0]}, allowed are {', '.join(map(str, classes))}")
     if w < 0 or h < 0:
-        return Refusal("negative_size", shown)
-    return Refusal("not_normalised", f"shares of the image are expected, not pixels: {shown}")
+        raise ValueError("negative_size", shown)
+    if max(abs(cx), abs(cy), w, h) > NORMALISED:
+        raise ValueError("not_normalised", f"shares of the image are expected, not pixels: {shown}")
+    return classes[int(number)], cx, cy, w, h
+
+
+def listing(problems: list[Problem]) -> list[str]:
+    """The first refused lines and images, to be shown one below the other."""
+    refused = [problem for problem in problems if problem.action == "refused"]
+    lines = [f"  {p.file}{f':{p.line}' if p.line else ''}  {p.rule}: {p.detail}" for p in refused[:SHOWN]]
+    if len(refused) > SHOWN:
+        lines.append(
+            f"  and {len(refused) - SHOWN:,} more: `python -m data_prep inspect YOLO_DIR --json FILE` lists all"
+        )
+    return lines

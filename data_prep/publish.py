@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.statistics import Statistics
+from data_prep.statistics import table
 from recipe.schema import features
 
 
@@ -17,10 +17,10 @@ def write_manifest(out: Path, manifest: dict[str, Any]) -> None:
     _replace(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
-def write_card(out: Path, manifest: dict[str, Any], found: dict[str, Statistics], repo_id: str | None = None) -> None:
+def write_card(out: Path, manifest: dict[str, Any], repo_id: str | None = None) -> None:
     """Write README.md, from whose header `load_dataset` and the Hub's viewer learn splits, columns and classes."""
     header = yaml.safe_dump(card_header(manifest), sort_keys=False, allow_unicode=True)
-    _replace(out / "README.md", f"---\n{header}---\n\n{card_text(manifest, found, repo_id)}")
+    _replace(out / "README.md", f"---\n{header}---\n\n{card_text(manifest, repo_id)}")
 
 
 def card_header(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -28,15 +28,13 @@ def card_header(manifest: dict[str, Any]) -> dict[str, Any]:
     from datasets import DatasetInfo
     from datasets.splits import SplitDict, SplitInfo
 
-    splits = manifest["splits"]
-    size = {name: sum(file["bytes"] for file in split["files"]) for name, split in splits.items()}
-    info = DatasetInfo(
-        features=features(),
-        splits=SplitDict({n: SplitInfo(n, num_bytes=size[n], num_examples=splits[n]["images"]) for n in splits}),
-        download_size=sum(size.values()),
-        dataset_size=sum(size.values()),
-    )
-    data_files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
+    sizes = {
+        name: SplitInfo(name, num_bytes=sum(file["bytes"] for file in split["files"]), num_examples=split["images"])
+        for name, split in manifest["splits"].items()
+    }
+    total = sum(size.num_bytes for size in sizes.values())
+    info = DatasetInfo(features=features(), splits=SplitDict(sizes), download_size=total, dataset_size=total)
+    data_files = [{"split": name, "path": f"data/{name}-*"} for name in sizes]
     return {
         "task_categories": ["object-detection"],
         "tags": ["crowd-detection"],
@@ -45,9 +43,12 @@ def card_header(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def card_text(manifest: dict[str, Any], found: dict[str, Statistics], repo_id: str | None) -> str:
+def card_text(manifest: dict[str, Any], repo_id: str | None) -> str:
     """The card's body: how to load, what is in it, what was left out."""
-    rows = {name: found[name].summary() for name in found}
+    splits = manifest["splits"]
+    header, *rows = (
+        f"| {' | '.join(row)} |" for row in table({n: split["statistics"] for n, split in splits.items()})
+    )
     lines = [
         f"# {repo_id or 'Crowd detection: ' + ' and '.join(manifest['classes'])}",
         "",
@@ -57,17 +58,17 @@ def card_text(manifest: dict[str, Any], found: dict[str, Statistics], repo_id: s
         "```python",
         "from datasets import load_dataset",
         "",
-        f'dataset = load_dataset("{repo_id or "DIR"}")  # {", ".join(rows)}',
+        f'dataset = load_dataset("{repo_id or "DIR"}")  # {", ".join(splits)}',
         "```",
         "",
-        "| | " + " | ".join(rows) + " |",
-        "|---|" + "---:|" * len(rows),
+        header,
+        "|---|" + "---:|" * len(splits),
+        *rows,
+        "",
+        "Packed with `python -m data_prep pack`; every line and image that was cut or left out:",
+        "",
+        *(f"- {name}: {conservation(split)}" for name, split in splits.items()),
     ]
-    for label, value in STATISTICS.items():
-        lines.append(f"| {label} | " + " | ".join(value(row) for row in rows.values()) + " |")
-    lines += ["", "Packed with `python -m data_prep pack`; every line and image that was cut or left out:", ""]
-    for name, split in manifest["splits"].items():
-        lines.append(f"- {name}: {conservation(split)}")
     return "\n".join(lines) + "\n"
 
 
@@ -81,16 +82,6 @@ def conservation(split: dict[str, Any]) -> str:
         f"{split['boxes_in']:,} boxes in = {split['boxes']:,} packed + {dropped:,} dropped"
         f"{f' ({rules})' if rules else ''}; {clipped:,} cut at the border"
     )
-
-
-STATISTICS = {
-    "images": lambda s: f"{s['images']:,}",
-    "landscape or square / portrait": lambda s: f"{s['landscape']:,} / {s['portrait']:,}",
-    "images without boxes": lambda s: f"{s['images_without_boxes']:,}",
-    "person / head boxes": lambda s: f"{s['boxes_per_class']['person']:,} / {s['boxes_per_class']['head']:,}",
-    "boxes per image: mean, 95 %, largest": lambda s: "{mean:.1f}, {p95:.0f}, {max}".format(**s["boxes_per_image"]),
-    "recall ceiling with 300 queries": lambda s: f"{s['recall_ceiling']:.1%}",
-}
 
 
 def _replace(path: Path, text: str) -> None:

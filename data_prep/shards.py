@@ -9,40 +9,35 @@ OUT/data before every shard is there.
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.parquet as pq
+
 from data_prep import __version__, parquet, publish
-from data_prep.image import Verify
-from data_prep.labels import Problem
-from data_prep.parquet import SHARD_SIZE, Shard
-from data_prep.progress import watched
-from data_prep.statistics import statistics_of_shards
-from data_prep.yolo import Example, YoloFolder, open_folder, scan
+from data_prep.labels import Problem, listing
+from data_prep.parquet import Shard
+from data_prep.statistics import Tally
+from data_prep.yolo import Example, YoloFolder, open_folder, scan, watched
 from recipe.schema import CLASS_NAMES, UserError, arrow_schema
 
 log = logging.getLogger(__name__)
 
 OnBad = Literal["fail", "skip"]
-SHOWN = 30  # problems listed in an error message
-Written = dict[Shard, tuple[Path, dict[str, Any]]]  # a shard's file and its record
+SHARD_SIZE = 256 * 10**6
+Written = dict[Shard, Path]
 
 
 def pack(
-    yolo_dir: Path,
-    out: Path,
-    *,
-    on_bad: OnBad = "fail",
-    workers: int = 2,
-    shard_size: int = SHARD_SIZE,
-    verify: Verify = "full",
+    yolo_dir: Path, out: Path, *, on_bad: OnBad = "fail", workers: int = 2, shard_size: int = SHARD_SIZE
 ) -> dict[str, Any]:
     """Write DIR/data/*.parquet, README.md, problems.csv and manifest.json, and return the manifest.
 
@@ -53,64 +48,44 @@ def pack(
         UserError: what `open_folder` refuses; an output folder that holds something else or cannot be written;
             with `on_bad="fail"` any refused line or image, and then nothing is written.
     """
-    folder = open_folder(Path(yolo_dir))
-    shards = parquet.plan(folder, shard_size, f"verify={verify} on_bad={on_bad}")
-    with _claimed(Path(out), folder.root) as work:
-        written: Written = {}
-        for shard in shards:
-            if found := parquet.finished(shard, work, work.parent / "data"):
-                written[shard] = found
+    folder = open_folder(yolo_dir)
+    shards = parquet.plan(folder, shard_size, on_bad)
+    with _claimed(out, folder.root) as work:
+        found = {shard: parquet.finished(shard, work, out / "data") for shard in shards}
+        written = {shard: path for shard, path in found.items() if path}
         if written:
             log.info("%d of %d shards are there from an earlier run", len(written), len(shards))
-        refused = _write_missing(folder, shards, written, work, on_bad, workers, verify)
-        if refused:
-            raise UserError(_refusal(yolo_dir, refused))
-        manifest = _manifest(folder, shards, written)
-        _finish(work, folder, shards, written, manifest)
+        _write_missing(folder, shards, written, work, on_bad, workers)
+        manifest = _account(folder, written, work)
+        _finish(out, work, written)
+        publish.write_card(out, manifest)
+        publish.write_manifest(out, manifest)  # last: a folder with a manifest is complete
     return manifest
 
 
 def _write_missing(
-    folder: YoloFolder, shards: list[Shard], written: Written, work: Path, on_bad: OnBad, workers: int, verify: Verify
-) -> list[Problem]:
-    """Write every shard that `written` lacks. Returns the refused lines and images when they forbid packing."""
+    folder: YoloFolder, shards: list[Shard], written: Written, work: Path, on_bad: OnBad, workers: int
+) -> None:
     todo = [shard for shard in shards if shard not in written]
-    total = sum(len(shard.entries) for shard in todo)
+    entries = [entry for shard in todo for entry in shard.entries]
     refused: list[Problem] = []
-    examples = watched(
-        scan(folder, (entry for shard in todo for entry in shard.entries), workers, verify), total, "packing"
-    )
-    if on_bad == "fail":
-        examples = _collecting(examples, refused)
-    schema = arrow_schema()
+
+    def judged() -> Iterator[Example]:
+        for example in watched(scan(folder, entries, workers), len(entries), "packing"):
+            if on_bad == "fail":
+                refused.extend(problem for problem in example.labels.problems if problem.action == "refused")
+            yield example
+
+    examples, schema = judged(), arrow_schema()
     for shard in todo:
-        if refused:
-            break
-        written[shard] = parquet.write(shard, examples, schema, work)
+        if not refused:
+            written[shard] = parquet.write(shard, examples, schema, work)
     for _ in examples:  # after a refusal: find the others too, so that all are listed at once
         pass
-    return refused
-
-
-def _collecting(examples: Iterator[Example], refused: list[Problem]) -> Iterator[Example]:
-    for example in examples:
-        refused.extend(problem for problem in example.labels.problems if problem.action == "refused")
-        yield example
-
-
-def _refusal(yolo_dir: Path, refused: list[Problem]) -> str:
-    by_rule = ", ".join(
-        f"{count} {rule}" for rule, count in Counter(problem.rule for problem in refused).most_common()
-    )
-    lines = [f"  {p.file}{f':{p.line}' if p.line else ''}  {p.rule}: {p.detail}" for p in refused[:SHOWN]]
-    if len(refused) > SHOWN:
-        lines.append(
-            f"  and {len(refused) - SHOWN} more: `python -m data_prep inspect {yolo_dir} --json FILE` lists all"
-        )
-    return (
-        f"{len(refused)} lines or images of {yolo_dir} cannot be packed ({by_rule}); nothing was written. "
-        "Mend them, or leave them out with `--on-bad skip`:\n" + "\n".join(lines)
-    )
+    if refused:
+        rules = ", ".join(f"{n} {rule}" for rule, n in Counter(problem.rule for problem in refused).most_common())
+        message = f"{len(refused)} lines or images of {folder.root} cannot be packed ({rules}); nothing was written. "
+        raise UserError("\n".join([f"{message}Mend them, or leave them out with `--on-bad skip`:", *listing(refused)]))
 
 
 @contextlib.contextmanager
@@ -137,85 +112,68 @@ def _claimed(out: Path, root: Path) -> Iterator[Path]:
             try:
                 yield work
             except UserError:
-                _discard(work)
+                _discard(out, work)
                 raise
     except OSError as error:
-        raise UserError(
-            f"cannot write to {out}: {error.strerror or error}. Give --out a folder on a disk with room"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {out}: {reason}. Give --out a folder on a disk with room") from error
 
 
-def _discard(work: Path) -> None:
-    """Nothing is written: take away what this run made, and leave a dataset that was packed before as it was."""
-    out = work.parent
-    if not (out / "manifest.json").exists():
-        shutil.rmtree(work)
-        shutil.rmtree(out / "data", ignore_errors=True)
-        with contextlib.suppress(OSError):
-            out.rmdir()
-        return
-    for path in work.iterdir():
-        if path.suffix in (".parquet", ".part"):
+def _discard(out: Path, work: Path) -> None:
+    """Take away what this run made, and leave a dataset that was packed before as it was."""
+    if (out / "manifest.json").exists():
+        for path in [*work.glob("*.parquet"), *work.glob("*.part")]:
             path.unlink()
+        return
+    shutil.rmtree(work)
+    shutil.rmtree(out / "data", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        out.rmdir()
 
 
-def _manifest(folder: YoloFolder, shards: list[Shard], written: Written) -> dict[str, Any]:
-    """Sum the shards' records per split, and check that nothing was lost on the way."""
+def _account(folder: YoloFolder, written: Written, work: Path) -> dict[str, Any]:
+    """Write problems.csv, sum the shards' records per split, and check that nothing was lost on the way."""
     splits: dict[str, dict[str, Any]] = {}
-    for name, split in folder.splits.items():
-        records = [(shard, written[shard][1]) for shard in shards if shard.split == name]
-        dropped = Counter({"label_without_image": split.orphan_boxes} if split.orphan_boxes else {})
-        problems = Counter(f"{problem.action}: {problem.rule}" for problem in split.problems)
-        for _, record in records:
-            dropped.update(record["boxes_dropped"])
-            problems.update(record["problems"])
-        keys = ("images_in", "images", "images_left_out", "images_without_boxes", "boxes_in", "boxes")
-        total = {key: sum(record[key] for _, record in records) for key in keys}
-        total["boxes_in"] += split.orphan_boxes
-        files = [
-            {"name": s.name, "images": r["images"], "bytes": r["bytes"], "sha256": r["sha256"]} for s, r in records
-        ]
-        splits[name] = total | {
-            "boxes_dropped": dict(sorted(dropped.items())),
-            "problems": dict(sorted(problems.items())),
-            "files": files,
-        }
-        if (
-            total["images_in"] != len(split.entries)
-            or total["images_in"] != total["images"] + total["images_left_out"]
-        ):
-            raise RuntimeError(f"images were lost in {name}: {total}")
-        if total["boxes_in"] != total["boxes"] + dropped.total():
-            raise RuntimeError(f"boxes were lost in {name}: {total}, dropped {dict(dropped)}")
-        if not total["images"]:
-            raise UserError(f"every image of the {name} split was left out: nothing to pack")
+    with (work / "problems.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(Problem._fields)
+        for name, split in folder.splits.items():
+            tally, files = Tally.of_split(split), []
+            rows.writerows(split.problems)
+            for shard, path in sorted(written.items(), key=lambda item: item[0].first_id):
+                if shard.split != name:
+                    continue
+                record = parquet.record(shard, work)
+                tally += Tally.load(record["tally"])
+                images = pq.read_metadata(path).num_rows
+                size = path.stat().st_size
+                files.append({"name": shard.name, "images": images, "bytes": size, "sha256": record["sha256"]})
+                _write_problems(rows, record["problems"])
+            splits[name] = counts = tally.counts() | {"statistics": tally.summary(), "files": files}
+            packed = sum(shard["images"] for shard in files)
+            if not counts["images_in"] == len(split.entries) == packed + counts["images_left_out"]:
+                raise RuntimeError(f"images were lost in {name}: {counts}")
+            if counts["boxes_in"] != counts["boxes"] + tally.dropped.total():
+                raise RuntimeError(f"boxes were lost in {name}: {counts}")
+            if not packed:
+                raise UserError(f"every image of the {name} split was left out: nothing to pack")
     return {"data_prep": __version__, "classes": list(CLASS_NAMES), "splits": splits}
 
 
-def _finish(work: Path, folder: YoloFolder, shards: list[Shard], written: Written, manifest: dict[str, Any]) -> None:
-    """Read the shards once more for their statistics, move them to OUT/data, and write the files beside it."""
-    out, data = work.parent, work.parent / "data"
-    found = {}
-    for name, split in manifest["splits"].items():
-        found[name] = statistics_of_shards([written[shard][0] for shard in shards if shard.split == name])
-        if (found[name].images, found[name].boxes) != (split["images"], split["boxes"]):
-            raise RuntimeError(f"{name}: the shards hold {found[name].images} images and {found[name].boxes} boxes")
+def _write_problems(rows: Any, problems: Iterable[list[Any]]) -> None:
+    """Append to problems.csv, where what was refused has been left out."""
+    for file, line, rule, action, detail in problems:
+        rows.writerow([file, line, rule, "left out" if action == "refused" else action, detail])
+
+
+def _finish(out: Path, work: Path, written: Written) -> None:
+    """Move the shards to OUT/data, and take away what other runs left."""
+    data = out / "data"
     data.mkdir(exist_ok=True)
-    for shard in shards:
-        if written[shard][0].parent == work:
-            written[shard][0].replace(data / shard.name)
-    keep = {shard.name for shard in shards}
-    for path in [*data.iterdir(), *work.iterdir()]:
-        stale_record = path.suffix in (".json", ".csv") and path.stem not in {shard.stem for shard in shards}
-        if stale_record or (path.suffix in (".parquet", ".part") and (path.parent == work or path.name not in keep)):
+    for shard, path in written.items():
+        path.replace(data / shard.name)
+    (work / "problems.csv").replace(out / "problems.csv")
+    names = {shard.name for shard in written} | {f"{shard.stem}.json" for shard in written}
+    for path in [*data.glob("*.parquet"), *work.glob("*.*")]:
+        if path.name not in names:
             path.unlink()
-    with (out / "problems.csv.part").open("w", newline="", encoding="utf-8") as file:
-        file.write("file,line,rule,action,detail\n")
-        for split_ in folder.splits.values():
-            parquet.write_problems(file, split_.problems)
-        for shard in shards:
-            with (work / f"{shard.stem}.csv").open(newline="", encoding="utf-8") as part:
-                shutil.copyfileobj(part, file)
-    (out / "problems.csv.part").replace(out / "problems.csv")
-    publish.write_card(out, manifest, found)
-    publish.write_manifest(out, manifest)  # last: a folder with a manifest is complete

@@ -1,13 +1,14 @@
-"""What a trainer needs to know about a dataset: `python -m data_prep inspect YOLO_DIR`, and every dataset card."""
+"""What went in, what came out, and what a trainer needs to know about it: for `inspect` and every dataset card."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from data_prep.yolo import Example, Split
 from recipe.schema import CLASS_NAMES
 
 SHORTEST, LONGEST = 960, 1536  # px, the training resize
@@ -16,54 +17,85 @@ MAX_DETECTIONS = (100, 300)  # COCO's cap per class and image, and the wider one
 SIDES = (8, 16, 32)  # px, bounds for sqrt(area) after the resize
 
 
-class Statistics:
-    """Counts of one split, one image after the other; holds a few bytes per image."""
+@dataclass
+class Tally:
+    """Counts of some images; tallies add up, and `vars(tally)` is JSON."""
 
-    def __init__(self) -> None:
-        self.images = self.boxes = self.portrait = 0
-        self._counts: list[np.ndarray] = []  # [classes] int32 each
-        self.sides = np.zeros((len(CLASS_NAMES), len(SIDES) + 1), np.int64)  # [classes, below 8 | 16 | 32 | the rest]
+    images_in: int = 0
+    images_left_out: int = 0
+    portrait: int = 0
+    boxes_in: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # boxes by rule
+    problems: Counter[str] = field(default_factory=Counter)  # by "action: rule"
+    crowds: Counter[str] = field(default_factory=Counter)  # "12 9": images with 12 persons and 9 heads
+    small: Counter[str] = field(default_factory=Counter)  # "head 8": head boxes below 8 px
 
-    def add(self, width: int, height: int, bbox_xywh: np.ndarray, category: np.ndarray) -> None:
-        """One image: its size in pixels, boxes [n, 4] in pixels, classes [n]."""
-        self.images += 1
-        self.boxes += len(category)
-        self.portrait += height > width
-        self._counts.append(np.bincount(category, minlength=len(CLASS_NAMES)).astype(np.int32))
-        side = np.sqrt(bbox_xywh[:, 2] * bbox_xywh[:, 3]) * resize_scale(width, height)
-        np.add.at(self.sides, (category, np.digitize(side, SIDES)), 1)
+    @classmethod
+    def of_split(cls, split: Split) -> Tally:
+        """What is known before an image is read: the files that belong to none."""
+        boxes = split.orphan_boxes
+        tally = cls(boxes_in=boxes, dropped=Counter({"label_without_image": boxes} if boxes else {}))
+        tally.problems.update(f"{problem.action}: {problem.rule}" for problem in split.problems)
+        return tally
+
+    @classmethod
+    def load(cls, found: dict[str, Any]) -> Tally:
+        values: list[Any] = [Counter(value) if isinstance(value, dict) else value for value in found.values()]
+        return cls(*values)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def add(self, example: Example) -> None:
+        labels = example.labels
+        self.images_in += 1
+        self.boxes_in += labels.boxes_in
+        self.dropped += labels.dropped
+        self.problems.update(f"{problem.action}: {problem.rule}" for problem in labels.problems)
+        if not example.data:
+            self.images_left_out += 1
+            return
+        self.portrait += example.height > example.width
+        counts = np.bincount(labels.category, minlength=len(CLASS_NAMES))
+        self.crowds[" ".join(map(str, counts))] += 1
+        sides = np.sqrt(labels.bbox_xywh[:, 2:].prod(axis=1)) * resize_scale(example.width, example.height)
+        for number, name in enumerate(CLASS_NAMES):
+            for side in SIDES:
+                self.small[f"{name} {side}"] += int((sides[labels.category == number] < side).sum())
+
+    def counts(self) -> dict[str, Any]:
+        """In and out, by rule."""
+        summary = self.summary()
+        return {
+            "images_in": self.images_in,
+            "images": summary["images"],
+            "images_left_out": self.images_left_out,
+            "images_without_boxes": summary["images_without_boxes"],
+            "boxes_in": self.boxes_in,
+            "boxes": summary["boxes"],
+            "boxes_dropped": dict(sorted(self.dropped.items())),
+            "problems": dict(sorted(self.problems.items())),
+        }
 
     def summary(self) -> dict[str, Any]:
-        """Everything as plain numbers, shares between 0 and 1."""
-        counts = np.array(self._counts, np.int64).reshape(-1, len(CLASS_NAMES))
-        below = np.cumsum(self.sides, axis=1)[:, :-1]  # [classes, sides]
-        totals = self.sides.sum(axis=1)
-        shares = {
-            name: {f"below_{side}_px": _share(below[i, k], totals[i]) for k, side in enumerate(SIDES)}
-            for i, name in enumerate(CLASS_NAMES)
+        """What a trainer needs to know, as plain numbers; shares between 0 and 1."""
+        rows = np.array([key.split() for key in self.crowds], np.int64).reshape(-1, len(CLASS_NAMES))
+        found = crowding(np.repeat(rows, list(self.crowds.values()), axis=0))
+        sizes = {
+            name: {f"below_{side}_px": _share(self.small[f"{name} {side}"], boxes) for side in SIDES}
+            for name, boxes in found["boxes_per_class"].items()
         }
-        return {
-            "images": self.images,
-            "landscape": self.images - self.portrait,
-            "portrait": self.portrait,
-            "box_sizes": shares,
-            **crowding(counts),
-        }
+        landscape = found["images"] - self.portrait
+        return found | {"landscape": landscape, "portrait": self.portrait, "box_sizes": sizes}
 
 
 def crowding(counts: np.ndarray) -> dict[str, Any]:
     """How crowded the images are, and what the query count and maxDets cost. `counts`: boxes, [images, classes]."""
     total = counts.sum(axis=1)  # [images]
-    boxes = int(total.sum())
-    beyond = {
-        f"max_detections_{cap}": {
-            "images": int((counts > cap).any(axis=1).sum()),
-            "boxes": int(np.maximum(counts - cap, 0).sum()),
-        }
-        for cap in MAX_DETECTIONS
-    }
+    beyond = {"queries": _beyond(total[:, None], QUERIES)}
     return {
-        "boxes": boxes,
+        "images": len(total),
+        "boxes": int(total.sum()),
         "boxes_per_class": {name: int(counts[:, i].sum()) for i, name in enumerate(CLASS_NAMES)},
         "images_without_boxes": int((total == 0).sum()),
         "boxes_per_image": {
@@ -71,15 +103,13 @@ def crowding(counts: np.ndarray) -> dict[str, Any]:
             "p95": float(np.percentile(total, 95)) if len(total) else 0.0,
             "max": int(total.max(initial=0)),
         },
-        "beyond": {
-            "queries": {
-                "images": int((total > QUERIES).sum()),
-                "boxes": int(np.maximum(total - QUERIES, 0).sum()),
-            },
-            **beyond,
-        },
-        "recall_ceiling": _share(np.minimum(total, QUERIES).sum(), boxes, empty=1.0),
+        "beyond": beyond | {f"max_detections_{cap}": _beyond(counts, cap) for cap in MAX_DETECTIONS},
+        "recall_ceiling": _share(np.minimum(total, QUERIES).sum(), total.sum(), empty=1.0),
     }
+
+
+def _beyond(counts: np.ndarray, cap: int) -> dict[str, int]:
+    return {"images": int((counts > cap).any(axis=1).sum()), "boxes": int(np.maximum(counts - cap, 0).sum())}
 
 
 def resize_scale(width: int, height: int) -> float:
@@ -87,26 +117,32 @@ def resize_scale(width: int, height: int) -> float:
     return min(SHORTEST / min(width, height), LONGEST / max(width, height))
 
 
-def statistics_of_shards(paths: Iterable[Path]) -> Statistics:
-    """Read packed shards back, without their images."""
-    import pyarrow.parquet as pq
-
-    statistics = Statistics()
-    columns = ["width", "height", "objects.bbox", "objects.category"]
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=columns).combine_chunks()
-                objects = table["objects"].combine_chunks()
-                bbox = objects.field("bbox").values.flatten().to_numpy().reshape(-1, 4)
-                category = objects.field("category")
-                classes = category.values.to_numpy()
-                ends = category.offsets.to_numpy()
-                sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
-                for (width, height), start, end in zip(sizes, ends[:-1], ends[1:], strict=True):
-                    statistics.add(width, height, bbox[start:end], classes[start:end])
-    return statistics
-
-
 def _share(part: int, whole: int, empty: float = 0.0) -> float:
     return round(float(part / whole), 4) if whole else empty
+
+
+def table(summaries: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The header and rows of a table for people: one column per split, one row per thing that a trainer needs."""
+    columns = [_column(summary) for summary in summaries.values()]
+    return [("", *summaries), *((label, *(column[label] for column in columns)) for label in columns[0])]
+
+
+def _column(s: dict[str, Any]) -> dict[str, str]:
+    per_image, queries = s["boxes_per_image"], s["beyond"]["queries"]
+    lines = {
+        "images": f"{s['images']:,}",
+        "landscape or square / portrait": f"{s['landscape']:,} / {s['portrait']:,}",
+        "images without any box": f"{s['images_without_boxes']:,}",
+        "boxes": f"{s['boxes']:,}",
+        " / ".join(s["boxes_per_class"]): " / ".join(f"{count:,}" for count in s["boxes_per_class"].values()),
+        "boxes per image: mean, 95 %, max": f"{per_image['mean']:.1f}, {per_image['p95']:.0f}, {per_image['max']:,}",
+    }
+    for name, shares in s["box_sizes"].items():
+        lines[f"{name} boxes below {', '.join(map(str, SIDES))} px"] = ", ".join(f"{x:.1%}" for x in shares.values())
+    lines[f"images with more boxes than {QUERIES} queries"] = f"{queries['images']:,}"
+    lines["boxes that no query is left for"] = f"{queries['boxes']:,}"
+    lines["so recall can reach at most"] = f"{s['recall_ceiling']:.2%}"
+    for cap in MAX_DETECTIONS:
+        found = s["beyond"][f"max_detections_{cap}"]
+        lines[f"images, boxes beyond COCO's maxDets {cap} per class"] = f"{found['images']:,}, {found['boxes']:,}"
+    return lines

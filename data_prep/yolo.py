@@ -1,4 +1,4 @@
-"""Read a YOLO folder: `folder = open_folder(DIR)` lists it, `scan(folder, entries, workers, verify)` reads it.
+"""Read a YOLO folder: `folder = open_folder(DIR)` lists it, `scan(folder, entries, workers)` reads it.
 
 Accepts DIR/images/train + DIR/labels/train and DIR/train/images + DIR/train/labels, as data.yaml says.
 The rules for label lines are in data_prep.labels, those for images in data_prep.image.
@@ -7,6 +7,7 @@ The rules for label lines are in data_prep.labels, those for images in data_prep
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from data_prep.image import Verify, image_size
+from data_prep.image import image_size
 from data_prep.labels import Labels, Problem, label_lines, read_labels
 from recipe.schema import CLASS_NAMES, SPLITS, UserError
 
@@ -73,7 +74,6 @@ def open_folder(yolo_dir: Path) -> YoloFolder:
     Raises:
         UserError: no such folder, no data.yaml, other class names than `CLASS_NAMES`, a split without images.
     """
-    yolo_dir = Path(yolo_dir)
     if not yolo_dir.is_dir():
         raise UserError(f"there is no folder {yolo_dir}: give the folder that holds data.yaml")
     path = yolo_dir / "data.yaml"
@@ -94,9 +94,10 @@ def open_folder(yolo_dir: Path) -> YoloFolder:
     try:
         splits = {name: _list_split(root, config.get(key), key) for key, name in SPLITS.items()}
     except OSError as error:
-        raise UserError(
-            f"cannot read {error.filename}: {error.strerror}; give yourself the right to read it"
-        ) from error
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; get the right to read it") from error
+    train, val = (split.images.resolve() for split in splits.values())
+    if train == val or train in val.parents or val in train.parents:
+        raise UserError(f"`train:` and `val:` of {path} share images in {val}: give each a folder of its own")
     return YoloFolder(root, classes, splits)
 
 
@@ -140,26 +141,24 @@ def _list_split(root: Path, where: Any, key: str) -> Split:
 
 def _pair(root: Path, images: Path, labels: Path) -> Split:
     split = Split(images)
-    label_of: dict[str, tuple[str, tuple[int, ...]]] = {}
+    label_of = {}
     for name, stamp in _files(labels):
         stem, suffix = os.path.splitext(name)
         if suffix.lower() == ".txt" and os.path.basename(name) not in NOT_LABELS:
-            label_of[stem] = (_relative(labels, name, root), stamp)
-    found = [(name, stamp) for name, stamp in _files(images)]
+            label_of[stem] = (_relative(labels / name, root), stamp)
+    found = _files(images)
     same_stem = Counter(os.path.splitext(name)[0] for name, _ in found if name.lower().endswith(IMAGE_SUFFIXES))
-    taken = set()
+    unused = label_of.copy()
     for name, stamp in found:
         stem, suffix = os.path.splitext(name)
-        file = _relative(images, name, root)
+        file = _relative(images / name, root)
         if suffix.lower() in IMAGE_SUFFIXES:
-            label, label_stamp = label_of.get(stem, (None, ())) if stem not in taken else (None, ())
+            label, label_stamp = unused.pop(stem, (None, ()))
             clash = f"{same_stem[stem]} images share the label {stem}.txt" if same_stem[stem] > 1 else ""
             split.entries.append(Entry(name, file, label, stamp + label_stamp, clash))
-            taken.add(stem)
         elif labels != images or suffix.lower() != ".txt":
             split.problems.append(Problem(file, 0, "not_an_image", "ignored", f"suffix {suffix or 'missing'}"))
-    for stem in sorted(label_of.keys() - taken):
-        file = label_of[stem][0]
+    for file, _ in unused.values():
         lines = len(label_lines((root / file).read_bytes()))
         split.orphan_boxes += lines
         split.problems.append(Problem(file, 0, "label_without_image", "ignored", f"{lines} boxes"))
@@ -175,21 +174,25 @@ def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
 
     for base, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                path = os.path.join(base, name)
-                status = os.lstat(path) if not os.path.exists(path) else os.stat(path)  # a dead link is unreadable
-                found.append(
-                    (os.path.relpath(path, folder).replace(os.sep, "/"), (status.st_size, status.st_mtime_ns))
-                )
+        for path in (os.path.join(base, name) for name in names if not name.startswith(".")):
+            status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a dead link is unreadable
+            found.append((_relative(path, folder), (status.st_size, status.st_mtime_ns)))
     return sorted(found)
 
 
-def _relative(folder: Path, name: str, root: Path) -> str:
-    return os.path.relpath(folder / name, root).replace(os.sep, "/")
+def _relative(path: Path | str, root: Path) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
-def scan(folder: YoloFolder, entries: Iterable[Entry], workers: int, verify: Verify) -> Iterator[Example]:
+def watched(examples: Iterator[Example], total: int, what: str) -> Iterator[Example]:
+    """Hand the examples through, with a progress bar where somebody watches."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(examples, what, total, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def scan(folder: YoloFolder, entries: Iterable[Entry], workers: int) -> Iterator[Example]:
     """Read and judge images in the order given, with `workers` threads and a bounded number of images in memory.
 
     Threads suffice: the decoders, file reads and hashes let go of Python's lock.
@@ -198,7 +201,7 @@ def scan(folder: YoloFolder, entries: Iterable[Entry], workers: int, verify: Ver
         ahead: deque[Future[Example]] = deque()
         try:
             for entry in entries:
-                ahead.append(pool.submit(read_example, folder, entry, verify))
+                ahead.append(pool.submit(read_example, folder, entry))
                 if len(ahead) > 8 * workers:
                     yield ahead.popleft().result()
             while ahead:
@@ -207,10 +210,9 @@ def scan(folder: YoloFolder, entries: Iterable[Entry], workers: int, verify: Ver
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_example(folder: YoloFolder, entry: Entry, verify: Verify = "full") -> Example:
+def read_example(folder: YoloFolder, entry: Entry) -> Example:
     """Read one image and its label file. What is wrong with them is in `labels.problems`, never raised."""
-    lines, data, reason = b"", b"", ""
-    width = height = 1
+    lines = b""
     rule = "unreadable_label"
     try:
         lines = (folder.root / entry.label).read_bytes() if entry.label else b""
@@ -219,16 +221,13 @@ def read_example(folder: YoloFolder, entry: Entry, verify: Verify = "full") -> E
             raise ValueError(entry.clash)
         rule = "unreadable_image"
         data = (folder.root / entry.image).read_bytes()
-        width, height = image_size(data, verify)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except ValueError as error:
-        reason = str(error)
-    labels = read_labels(lines, entry.label or "", folder.classes, width, height)
-    if not reason:
-        return Example(entry, data, width, height, labels)
-    problems = [Problem(entry.image, 0, rule, "refused", reason)]
-    problems += [problem for problem in labels.problems if problem.action == "refused"]
-    dropped = Counter({rule: labels.boxes_in}) if labels.boxes_in else Counter()
-    empty = read_labels(b"", "", folder.classes, 1, 1)
-    return Example(entry, b"", 0, 0, empty._replace(boxes_in=labels.boxes_in, dropped=dropped, problems=problems))
+        width, height = image_size(data)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        labels = read_labels(lines, entry.label or "", folder.classes, 1, 1)
+        problems = [Problem(entry.image, 0, rule, "refused", reason)]
+        problems += [problem for problem in labels.problems if problem.action == "refused"]
+        dropped = Counter({rule: labels.boxes_in} if labels.boxes_in else {})
+        none = labels._replace(bbox_xywh=labels.bbox_xywh[:0], category=labels.category[:0])
+        return Example(entry, b"", 0, 0, none._replace(dropped=dropped, problems=problems))
+    return Example(entry, data, width, height, read_labels(lines, entry.label or "", folder.classes, width, height))

@@ -13,7 +13,8 @@ import pytest
 from yolo_folder import picture, write_folder
 
 from data_prep.__main__ import main, size
-from data_prep.statistics import LONGEST, QUERIES, SHORTEST, Statistics, crowding, resize_scale, statistics_of_shards
+from data_prep.statistics import LONGEST, QUERIES, SHORTEST, Tally, crowding, resize_scale
+from data_prep.yolo import Entry, Example, read_labels
 from recipe.config import Config
 
 HEAVY = ("numpy", "pyarrow", "datasets", "torch", "cv2", "PIL", "rich", "yaml", "pandas")
@@ -33,8 +34,8 @@ def test_sample_inspect_and_pack_follow_one_another(tmp_path, capsys):
     boxes = manifest["splits"]["train"]["boxes"]
     assert f"2 images in = 2 packed + 0 left out; {boxes} boxes in = {boxes} packed + 0 dropped" in said
     assert report["splits"]["train"]["statistics"]["boxes"] == boxes
-    packed = statistics_of_shards(sorted((tmp_path / "out/data").glob("train-*"))).summary()
-    assert packed == report["splits"]["train"]["statistics"]
+    assert manifest["splits"]["train"]["statistics"] == report["splits"]["train"]["statistics"]
+    assert f"| boxes | {boxes} |" in (tmp_path / "out/README.md").read_text()
 
 
 def test_help_imports_nothing_heavy():
@@ -90,6 +91,17 @@ def test_a_mistake_gives_one_line_and_exit_code_2(tmp_path, capsys, words, messa
     assert said.count("\n") == 1
 
 
+def test_train_and_val_in_one_folder_are_refused_in_one_line(tmp_path, capsys):
+    """The best epoch would be chosen on the images that were trained on."""
+    write_folder(tmp_path / "in", {"a.jpg": (picture(), None)})
+    for where in ("images/train", "images", "./images/val/../train"):
+        (tmp_path / "in/data.yaml").write_text(f"train: images/train\nval: {where}\nnames: [person, head]\n")
+        assert run("pack", tmp_path / "in", "--out", tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        assert "`train:` and `val:`" in said
+        assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("words", [["pack", "x"], ["pack", "x", "--out", "y", "--workers", "0"], ["sample"], ["move"]])
 def test_a_wrong_flag_gives_exit_code_2(words):
     with pytest.raises(SystemExit) as error:
@@ -97,7 +109,7 @@ def test_a_wrong_flag_gives_exit_code_2(words):
     assert error.value.code == 2
 
 
-@pytest.mark.parametrize(("text", "expected"), [("256MB", 256_000_000), ("1GiB", 2**30), ("1.5 kb", 1500), ("7", 7)])
+@pytest.mark.parametrize(("text", "expected"), [("256MB", 256_000_000), ("1GiB", 2**30)])
 def test_sizes_are_read_as_people_write_them(text, expected):
     assert size(text) == expected
 
@@ -117,11 +129,11 @@ def test_crowding_counts_what_queries_and_max_detections_cannot_hold():
 def test_box_sizes_are_measured_after_the_training_resize():
     assert resize_scale(1920, 1080) == 0.8, "the longest side decides"
     assert resize_scale(480, 640) == 2.0, "the shortest side decides"
-    statistics = Statistics()
-    statistics.add(
-        1920, 1080, np.array([[0, 0, 9, 9], [0, 0, 10.1, 10.1], [0, 0, 60, 60]], float), np.array([1, 1, 1])
-    )
-    shares = statistics.summary()["box_sizes"]["head"]
+    tally = Tally()
+    lines = "".join(f"1 0.5 0.5 {side / 1920} {side / 1080}\n" for side in (9, 10.1, 60))
+    labels = read_labels(lines.encode(), "a.txt", {1: 1}, 1920, 1080)
+    tally.add(Example(Entry("a.jpg", "a.jpg", "a.txt", (1,)), b"whole", 1920, 1080, labels))
+    shares = tally.summary()["box_sizes"]["head"]
     assert shares == {"below_8_px": 0.3333, "below_16_px": 0.6667, "below_32_px": 0.6667}
 
 

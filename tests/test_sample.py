@@ -18,7 +18,7 @@ from recipe.schema import UserError
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sample")
-    make_sample(out, 8, 2, seed=3)
+    make_sample(out, 8, 8, seed=3)
     return out
 
 
@@ -27,7 +27,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def test_the_same_seed_draws_the_same_bytes_and_another_seed_does_not(sample, tmp_path):
-    make_sample(tmp_path / "again", 8, 2, seed=3)
+    make_sample(tmp_path / "again", 8, 8, seed=3)
     assert contents(tmp_path / "again") == contents(sample)
     make_sample(tmp_path / "other", 1, 1, seed=4)
     name = "images/train/train_00000.jpg"
@@ -36,7 +36,7 @@ def test_the_same_seed_draws_the_same_bytes_and_another_seed_does_not(sample, tm
 
 def test_every_special_case_is_in_eight_images(sample):
     folder = open_folder(sample)
-    examples = list(scan(folder, folder.splits["train"].entries, 1, "full"))
+    examples = list(scan(folder, folder.splits["train"].entries, 1))
     shapes = Counter(int(np.sign(example.width - example.height)) for example in examples)
     assert min(shapes[-1], shapes[0], shapes[1]) >= 1, "portrait, square, landscape"
     assert sum(example.entry.label is None for example in examples) == 1
@@ -50,9 +50,15 @@ def test_every_special_case_is_in_eight_images(sample):
     assert image.size == (example.height, example.width)
 
 
+def test_the_overfull_image_is_in_train_alone(sample):
+    folder = open_folder(sample)
+    validation = scan(folder, folder.splits["validation"].entries, 1)
+    assert max(len(example.labels.category) for example in validation) < 300
+
+
 def test_both_classes_and_tiny_far_heads_are_there(sample):
     folder = open_folder(sample)
-    labels = [example.labels for example in scan(folder, folder.splits["train"].entries, 1, "header")]
+    labels = [example.labels for example in scan(folder, folder.splits["train"].entries, 1)]
     category = np.concatenate([label.category for label in labels])
     boxes = np.concatenate([label.bbox_xywh for label in labels])
     people, heads = boxes[category == 0], boxes[category == 1]
@@ -78,7 +84,7 @@ def test_boxes_lie_where_something_was_drawn():
 def test_a_head_sits_on_its_person(sample):
     """Each head lies within some person's box, in the upper third: a swapped axis or a wrong scale would break it."""
     folder = open_folder(sample)
-    for example in scan(folder, folder.splits["train"].entries, 1, "header"):
+    for example in scan(folder, folder.splits["train"].entries, 1):
         boxes, category = example.labels.bbox_xywh, example.labels.category
         people = boxes[category == 0]
         for x, y, w, h in boxes[category == 1]:

@@ -25,9 +25,9 @@ def labels_of(text: str | bytes, width: int = 100, height: int = 200):
     return read_labels(text if isinstance(text, bytes) else text.encode(), "a.txt", BOTH, width, height)
 
 
-def example_of(tmp_path, data: bytes, text: str | None = "0 0.5 0.5 0.2 0.2\n", verify: str = "full"):
+def example_of(tmp_path, data: bytes, text: str | None = "0 0.5 0.5 0.2 0.2\n"):
     folder = open_folder(write_folder(tmp_path, {"a.jpg": (data, text)}))
-    return read_example(folder, folder.splits["train"].entries[0], verify)
+    return read_example(folder, folder.splits["train"].entries[0])
 
 
 # --- label lines ---------------------------------------------------------------------------------------------------
@@ -127,11 +127,10 @@ def test_bytes_that_are_no_text_are_malformed_lines_not_a_crash():
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [0, 1, 3, 6, 8])
-@pytest.mark.parametrize("verify", ["full", "header"])
-def test_width_and_height_are_those_after_the_orientation(form, orientation, verify):
+def test_width_and_height_are_those_after_the_orientation(form, orientation):
     """Labels are shares of the turned image; Pillow itself turns TIFFs, so turning them again would be wrong."""
     data = picture(64, 48, form=form, orientation=orientation)
-    assert image_size(data, verify) == ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size
+    assert image_size(data) == ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
@@ -180,7 +179,7 @@ def test_an_image_too_large_to_decode_is_refused():
     buffer = io.BytesIO()
     Image.new("1", (20_000, 10_000)).save(buffer, "PNG")
     with pytest.raises(ValueError, match="pixels"):
-        image_size(buffer.getvalue(), "header")
+        image_size(buffer.getvalue())
 
 
 @given(st.binary(max_size=200), st.integers(0, 600))
@@ -200,7 +199,7 @@ def test_both_layouts_are_read_in_sorted_order(tmp_path, layout):
     text = "0 0.5 0.5 0.2 0.2\n"
     train = {"b.JPG": (picture(), text), "a.png": (picture(form="PNG"), text), "deep/c.jpeg": (picture(), text)}
     folder = open_folder(write_folder(tmp_path, train, layout=layout))
-    examples = list(scan(folder, folder.splits["train"].entries, 2, "full"))
+    examples = list(scan(folder, folder.splits["train"].entries, 2))
     assert [example.entry.name for example in examples] == ["a.png", "b.JPG", "deep/c.jpeg"]
     assert [len(example.labels.category) for example in examples] == [1, 1, 1]
     assert list(folder.splits) == ["train", "validation"]
@@ -229,7 +228,7 @@ def test_a_subset_of_the_names_refuses_the_other_class(tmp_path):
 def test_two_images_with_one_label_file_are_both_refused(tmp_path):
     train = {"a.jpg": (picture(), "0 0.5 0.5 0.2 0.2\n"), "a.png": (picture(form="PNG"), None)}
     folder = open_folder(write_folder(tmp_path, train))
-    examples = list(scan(folder, folder.splits["train"].entries, 1, "full"))
+    examples = list(scan(folder, folder.splits["train"].entries, 1))
     assert [[p.rule for p in example.labels.problems] for example in examples] == [["ambiguous_label"]] * 2
     assert sum(example.labels.boxes_in for example in examples) == 1
 
