@@ -10,8 +10,8 @@ ARG BASE=python:3.11-slim
 # ---- The locked wheels, every one checked by its sha256. A stage of its own: nothing of it reaches the image.
 FROM ${BASE} AS wheels
 WORKDIR /wheels
-# Only the lock and the wheels: no change of the code fetches or checks them again. No match for *.whl is fine.
-COPY requirements.lock wheels/*.whl ./
+# Only the lock and the wheels: no change of the code fetches or checks them again. The brackets let wheels/ be missing.
+COPY requirements.lock wheel[s]/*.whl ./
 # With all wheels at hand pip only checks them, in place and without an index, so that images build offline.
 # Secrets are mounted for this one command and stay in no layer.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \

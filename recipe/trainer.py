@@ -22,6 +22,7 @@ from transformers import DetrForObjectDetection, DetrImageProcessor, Trainer, Tr
 from transformers.trainer_utils import EvalLoopOutput
 
 from recipe.card import write_card
+from recipe.batches import fits_shared_memory
 from recipe.config import Config
 from recipe.data import CrowdDataset, OrientationBatchSampler, collate, normalise
 from recipe.metrics import DetectionMetrics
@@ -79,6 +80,9 @@ class CrowdTrainer(Trainer):
     def _loader(self, name: str, dataset: CrowdDataset, batch_size: int, *, shuffle: bool) -> DataLoader:
         if name not in self._loaders:
             workers = self.args.dataloader_num_workers
+            size = batch_size * 3 * self.recipe.shortest_edge * self.recipe.longest_edge
+            if workers and not fits_shared_memory(size, workers):
+                logger.info("%s: /dev/shm is small, so batches come through pipes, with twice the copying", name)
             loader = DataLoader(
                 dataset,
                 batch_sampler=OrientationBatchSampler(

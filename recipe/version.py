@@ -22,7 +22,7 @@ def describe() -> str:
 
 
 def commit() -> str:
-    """The git commit: from the image's environment, or of the checkout this file lies in, "-dirty" where that differs."""
+    """The git commit: from the image's environment, or of the checkout it lies in, "-dirty" where it differs."""
     if "RECIPE_COMMIT" in os.environ:
         return os.environ["RECIPE_COMMIT"]
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -60,6 +60,16 @@ check() {
 	echo "image: as HF Jobs runs it, without ENTRYPOINT"
 	$DOCKER run --rm --entrypoint recipe "$IMAGE" train --help >/dev/null
 
+	echo "image: the batches of 8 workers with the 64 MB of /dev/shm that Docker gives (a worker without room hangs)"
+	timeout 300 $DOCKER run --rm --network none --entrypoint python "$IMAGE" -W ignore -c "
+import numpy
+from torch.utils.data import DataLoader
+from recipe.batches import collate
+sample = dict(canvas=(960, 1536), size=(960, 1536), orig_size=(960, 1536), image_id=0, boxes=numpy.zeros((1, 4)),
+              class_labels=numpy.zeros(1), pixels=numpy.full((960, 1536, 3), 7, numpy.uint8))
+loader = DataLoader([sample] * 64, batch_size=4, num_workers=8, collate_fn=collate)
+assert [int(batch['pixel_values'].min()) for batch in loader] == [7] * 16"
+
 	echo "image: no build tools, tests or wheels"
 	$DOCKER run --rm --entrypoint sh "$IMAGE" -c '! command -v gcc uv make ruff pytest && ! ls -d /src /wheels /uv 2>/dev/null'
 
