@@ -9,7 +9,6 @@ In the repo: the newest epoch's model at the root (the best at the end), all tha
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import shutil
@@ -21,13 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
 from recipe.access import PATIENCE, HubAway, check_write_access, in_a_line, is_transient, retry
+from recipe.backlog import (
+    PUSHED,
+    backlog,
+    is_finished,
+    mark,
+    model_files,
+    report_files,
+    step_of,
+    tag_of,
+    unpushed,
+)
+from recipe.commits import addition, head, is_there, send_files, tree
 from recipe.model import SHARDS, link
-from recipe.run import RUN_FILE, check_same, checkpoints, is_whole, last_checkpoint, read_record
+from recipe.run import RUN_FILE, check_same, is_whole, last_checkpoint, read_record
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,8 +45,6 @@ logger = logging.getLogger(__name__)
 LAST = "last-checkpoint"
 STATE = "trainer_state.json"
 INCOMING = ".incoming"
-PUSHED = "pushed.json"  # in a folder: where on the Hub its content is; without it, it is still to be sent
-MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "README.md")
 UNPUSHED_EXIT = 3
 
 
@@ -63,15 +71,13 @@ class RunRepo:
             UserError: it holds something else, or a run and `resume` is "never".
             HubAway: the Hub cannot be reached.
         """
-        create = functools.partial(self.api.create_repo, self.repo_id, private=self.private, exist_ok=True)
         try:
-            self.repo_id = self._ask("creating", create).repo_id
-            self._commit, names = self._ask("reading", self._head)
+            self._create(time.monotonic() + PATIENCE)
+            self._commit, names = self._ask("reading", lambda: head(self.api, self.repo_id))
             if f"{LAST}/{RUN_FILE}" in names:
                 with tempfile.TemporaryDirectory() as folder:
-                    self.record = json.loads(
-                        self._download(f"{LAST}/{RUN_FILE}", self._commit, Path(folder)).read_text()
-                    )
+                    file = self._download(f"{LAST}/{RUN_FILE}", self._commit, Path(folder))
+                    self.record = json.loads(file.read_text())
         except (OSError, httpx2.HTTPError) as error:
             kind = HubAway if is_transient(error) else UserError
             raise kind(f"--hub_model_id {self.repo_id}: {in_a_line(error)}") from error
@@ -122,7 +128,7 @@ class RunRepo:
     def _fetch(self, commit: str, step: int, folder: Path) -> Path:
         """The checkpoint that `commit` holds, as folder/checkpoint-N; the frozen backbone is fetched once."""
         incoming, backbone = folder / INCOMING / commit, folder / SHARDS[True]
-        files = self._ask("reading", lambda: self._tree(commit))
+        files = self._ask("reading", lambda: tree(self.api, self.repo_id, commit))
         for name, found in files.items():
             if name == f"{LAST}/{SHARDS[True]}":
                 if not (backbone.exists() and is_there(addition(name, backbone), found)):
@@ -163,12 +169,15 @@ class RunRepo:
     def _send(self, folder: Path, final: bool, deadline: float) -> None:
         disable_progress_bars()
         try:
+            if not self._commit:  # the Hub was away at the start
+                self._create(deadline)
             for checkpoint in backlog(folder, self.repo_id):
                 self._send_checkpoint(folder, checkpoint, deadline)
             if final:
-                paths = [*model_files(folder), *(folder / "report").glob("*")]
+                paths = [*model_files(folder), *report_files(folder, private=self.private)]
                 files = {str(path.relative_to(folder)): path for path in paths}
-                mark(folder, self.repo_id, self._send_files(files, "The best model and its report", deadline))
+                commit = send_files(self.api, self.repo_id, files, "The best model and its report", deadline)
+                mark(folder, self.repo_id, commit)
         except Exception as error:  # nothing that happens to a push may end a training
             logger.warning("not pushed to %s (%s): %s", self.repo_id, type(error).__name__, in_a_line(error))
 
@@ -177,30 +186,11 @@ class RunRepo:
         files = {path.name: path for path in model_files(checkpoint)}
         kept = [path for path in checkpoint.iterdir() if path.name not in (PUSHED, "README.md")]
         files |= {f"{LAST}/{path.name}": path for path in [*kept, folder / RUN_FILE]}
-        started = time.monotonic()
-        commit = self._send_files(files, f"{tag_of(state) or 'Within an epoch'}, step {step_of(checkpoint)}", deadline)
+        title, started = f"{tag_of(state) or 'Within an epoch'}, step {step_of(checkpoint)}", time.monotonic()
+        commit = send_files(self.api, self.repo_id, files, title, deadline)
         self._tag(state, commit, deadline)
         mark(checkpoint, self.repo_id, commit)
         logger.info("%s is on the Hub after %.0f s", checkpoint.name, time.monotonic() - started)
-
-    def _send_files(self, files: Mapping[str, Path], title: str, deadline: float) -> str:
-        """Commit what the repo does not hold yet; the head when it holds all, as after an answer that was lost."""
-        operations = [addition(name, path) for name, path in files.items()]
-
-        def attempt() -> str:
-            head, tree = self._head()
-            missing = [
-                operation for operation in operations if not is_there(operation, tree.get(operation.path_in_repo))
-            ]
-            if not missing:
-                return head
-            # A file under two names, as every weight is, would be sent twice in one commit.
-            unique = {operation.upload_info.sha256: operation for operation in missing}
-            self.api.preupload_lfs_files(self.repo_id, unique.values(), free_memory=False)
-            commit = self.api.create_commit(self.repo_id, missing, commit_message=title, parent_commit=head)
-            return str(commit.oid)
-
-        return retry(f"pushing {title!r}", attempt, deadline)
 
     def _tag(self, state: Mapping[str, Any], commit: str, deadline: float | None = None) -> None:
         if (tag := tag_of(state)) is not None:
@@ -209,17 +199,12 @@ class RunRepo:
 
     # ---- requests ----
 
+    def _create(self, deadline: float) -> None:
+        create = functools.partial(self.api.create_repo, self.repo_id, private=self.private, exist_ok=True)
+        self.repo_id = self._ask("creating", create, deadline).repo_id
+
     def _ask(self, what: str, call: Any, deadline: float | None = None) -> Any:
         return retry(f"{what} {self.repo_id}", call, deadline or time.monotonic() + PATIENCE)
-
-    def _head(self) -> tuple[str, dict[str, RepoFile]]:
-        """The newest commit and its files."""
-        commit = str(self.api.model_info(self.repo_id).sha)
-        return commit, self._tree(commit)
-
-    def _tree(self, commit: str) -> dict[str, RepoFile]:
-        entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit)
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def _download(self, name: str, commit: str, folder: Path) -> Path:
         get = functools.partial(self.api.hf_hub_download, self.repo_id, name, revision=commit, local_dir=folder)
@@ -266,69 +251,3 @@ def report_unpushed(left: list[str], folder: Path) -> int:
     if left:
         logger.error("not pushed: %s\nthe Hub has missed it; send it with `recipe push %s`", ", ".join(left), folder)
     return UNPUSHED_EXIT if left else 0
-
-
-_infos: dict[tuple[int, int, int], Any] = {}  # (device, inode, time of change) -> the client's record with the sha256
-
-
-def addition(path_in_repo: str, path: Path) -> CommitOperationAdd:
-    """A file of a commit. A file that lies under several names, as the backbone does, is hashed once."""
-    operation, stat = CommitOperationAdd(path_in_repo, str(path)), path.stat()
-    key = stat.st_dev, stat.st_ino, stat.st_mtime_ns
-    if key not in _infos:
-        operation.upload_info.sha256  # noqa: B018 - computed here, while the file is there, and kept
-    operation.upload_info = _infos.setdefault(key, operation.upload_info)
-    return operation
-
-
-def is_there(operation: CommitOperationAdd, found: RepoFile | None) -> bool:
-    """Whether the repo's file has the content that we would send."""
-    if found is None or found.size != operation.upload_info.size:
-        return False
-    if found.lfs is not None:
-        return bool(found.lfs.sha256 == operation.upload_info.sha256.hex())
-    content = Path(str(operation.path_or_fileobj)).read_bytes()
-    return bool(found.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
-
-
-def model_files(folder: Path) -> list[Path]:
-    """What makes a folder a model for plain transformers, and its card."""
-    return [path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))]
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def tag_of(state: Mapping[str, Any]) -> str | None:
-    """`epoch-03` at the end of an epoch, None within one."""
-    epoch = round(state["epoch"])
-    return f"epoch-{epoch:02d}" if abs(state["epoch"] - epoch) < 1e-6 else None
-
-
-def mark(folder: Path, repo_id: str, commit: str) -> None:
-    """Note that the content of `folder` is on the Hub."""
-    (folder / PUSHED).write_text(json.dumps({"repo": repo_id, "commit": commit}) + "\n")
-
-
-def is_pushed(folder: Path, repo_id: str) -> bool:
-    try:
-        return bool(json.loads((folder / PUSHED).read_text())["repo"] == repo_id)
-    except (OSError, ValueError):
-        return False
-
-
-def backlog(folder: Path, repo_id: str) -> list[Path]:
-    """The whole checkpoints that are not on the Hub, oldest first."""
-    return [path for path in checkpoints(folder) if is_whole(path) and not is_pushed(path, repo_id)]
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the best model lies at the root of the run."""
-    return (folder / "report" / "report.md").exists()
-
-
-def unpushed(folder: Path, repo_id: str, *, final: bool) -> list[str]:
-    """What is still to be sent, in words."""
-    left = [path.name for path in backlog(folder, repo_id)]
-    return left + (["the best model and its report"] if final and not is_pushed(folder, repo_id) else [])

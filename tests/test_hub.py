@@ -17,8 +17,9 @@ from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
 from recipe.access import check_write_access, retry
+from recipe.backlog import PUSHED, backlog
 from recipe.cli import main
-from recipe.hub import PUSHED, RunRepo, backlog, open_run
+from recipe.hub import RunRepo, open_run
 from recipe.model import SHARDS
 from recipe.run import RUN_FILE, checkpoints, claim, last_checkpoint
 from recipe.schema import UserError
