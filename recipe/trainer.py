@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from transformers import DetrForObjectDetection, DetrImageProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from recipe.card import write_card
 from recipe.batches import fits_shared_memory
+from recipe.card import write_card
 from recipe.config import Config
 from recipe.data import CrowdDataset, OrientationBatchSampler, collate, normalise
 from recipe.metrics import DetectionMetrics
