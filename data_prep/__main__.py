@@ -49,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
         help="fail: refuse everything when a line or an image is bad; skip: leave those out and list them (fail)",
     )
     pack.add_argument("--shard-size", type=size, default=256 * 10**6, metavar="256MB", help="image bytes per shard")
+    pack.add_argument(
+        "--repo-id", metavar="USER/NAME", help="upload it to this Hub dataset repo, and go on if cut off"
+    )
+    pack.add_argument("--public", action="store_true", help="a new repo is for everybody to see; else it is private")
     return top
 
 
@@ -82,15 +86,22 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from data_prep.publish import conservation
+    from data_prep.publish import conservation, write_card
     from data_prep.shards import pack
 
+    if args.repo_id:
+        from data_prep.upload import check_write_access, upload
+
+        logging.info(check_write_access(args.repo_id, "dataset"))  # before hours of packing
     options = {"on_bad": args.on_bad, "workers": args.workers, "shard_size": args.shard_size}
     manifest = pack(args.yolo_dir, args.out, **options)
     for name, split in manifest["splits"].items():
         print(f"{name}: {conservation(split)}")
     shards = sum(len(split["files"]) for split in manifest["splits"].values())
     print(f"{shards} shards are in {args.out}; problems.csv lists everything that was cut, dropped or left out")
+    if args.repo_id:
+        write_card(args.out, manifest, args.repo_id)
+        print(f"{args.repo_id} holds them, in commit {upload(args.out, args.repo_id, private=not args.public)}")
     return 0
 
 

@@ -1,0 +1,49 @@
+"""A packed folder on the Hub: `upload(out, "USER/NAME")`, or `python -m data_prep pack ... --repo-id USER/NAME`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi
+
+from recipe.access import check_write_access, in_a_line, retry
+from recipe.commits import head, send_files
+from recipe.schema import UserError
+
+__all__ = ["check_write_access", "upload"]
+
+PATIENCE = 3600.0  # seconds in which the upload is tried again
+
+
+def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
+    """Send a packed folder to a Hub dataset repo, in one commit; only what changed travels.
+
+    A shard that arrived is not sent again, whatever interrupted the upload. Shards that an earlier packing left there
+    are deleted in the same commit, or the dataset would hold both.
+
+    Returns:
+        The commit that holds the dataset; the newest one when nothing changed.
+
+    Raises:
+        UserError: the repo holds something else, or cannot be written or reached.
+    """
+    api, deadline = HfApi(), time.monotonic() + PATIENCE
+    manifest = json.loads((out / "manifest.json").read_text())
+    names = [f"data/{file['name']}" for split in manifest["splits"].values() for file in split["files"]]
+    try:
+        create = functools.partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
+        repo_id = retry(f"creating {repo_id}", create, deadline).repo_id
+        _, there = retry(f"reading {repo_id}", lambda: head(api, repo_id, "dataset"), deadline)
+        if "manifest.json" not in there and set(there) - {".gitattributes", "README.md"}:
+            raise UserError(f"--repo-id {repo_id}: holds something else than a packed dataset; give another")
+        stale = [name for name in there if name.startswith("data/") and name not in names]
+        files = {name: out / name for name in [*names, "README.md", "manifest.json"]}
+        return send_files(api, repo_id, files, "Packed dataset", deadline, kind="dataset", delete=stale)
+    except (OSError, RuntimeError, httpx2.HTTPError) as error:
+        raise UserError(
+            f"--repo-id {repo_id}: {in_a_line(error)}; the same command goes on where it stopped"
+        ) from error
