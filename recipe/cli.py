@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="the preflight: imports, GPU, driver, access, token, disk")
     for flag in ("data", "backbone", "hub_model_id", "trackio_space_id", "output_dir"):
         doctor.add_argument(f"--{flag}")
+    doctor.add_argument("--pace", action="store_true", help="measure the training step on this GPU")
     doctor.set_defaults(run=_doctor)
     return parser
 

@@ -1,6 +1,7 @@
 """`recipe doctor`: everything that can be found out before hours are spent.
 
-    recipe doctor --data USER/CROWD --backbone facebook/dinov3-vitl16-pretrain-lvd1689m --hub_model_id USER/MODEL
+recipe doctor --pace
+recipe doctor --data USER/CROWD --backbone facebook/dinov3-vitl16-pretrain-lvd1689m --hub_model_id USER/MODEL
 """
 
 from __future__ import annotations
@@ -8,17 +9,33 @@ from __future__ import annotations
 import argparse
 import importlib
 import shutil
+import statistics
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from recipe.schema import UserError
 
+if TYPE_CHECKING:
+    from transformers import DINOv3ViTConfig
+
 GIB = 2**30
-IMPORTS = ("torch", "torchvision", "transformers", "datasets", "accelerate", "faster_coco_eval", "trackio", "simplejpeg")
+IMPORTS = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "faster_coco_eval",
+    "trackio",
+    "simplejpeg",
+)
 MIN_DISK = 10 * GIB  # ViT-L once, 8 checkpoints of the trainable part with its optimizer, and the Arrow cache's start
 # CUDA major version of the locked torch -> oldest NVIDIA driver that runs it (NVIDIA's CUDA compatibility table).
 OLDEST_DRIVER = {12: 525, 13: 580}
@@ -26,26 +43,19 @@ Finding = tuple[str, bool | None, str]  # what, fine (None: worth knowing), in w
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print one line per check. Returns 1 if anything would stop a training, else 0."""
-    findings = [finding for check in checks(options) for finding in check()]
-    table = Table(box=None, show_header=False)
-    for what, fine, words in findings:
-        table.add_row({True: "[green]ok", False: "[red]FAILS", None: "[yellow]note"}[fine], what, words)
-    Console(width=None).print(table)
-    return 1 if any(fine is False for _, fine, _ in findings) else 0
-
-
-def checks(options: argparse.Namespace) -> Iterator[Callable[[], Iterator[Finding]]]:
-    """The checks that these options ask for, cheapest first."""
-    yield imports
-    yield gpu
-    yield lambda: disk(Path(options.output_dir or "."))
+    """Print one line per check that the options ask for, cheapest first. Returns 1 if any would stop a training."""
+    checks = [imports(), gpu(), disk(Path(options.output_dir or "."))]
     if options.data:
-        yield lambda: dataset(options.data)
+        checks.append(dataset(options.data))
     if options.backbone:
-        yield lambda: backbone(options.backbone)
-    if options.hub_model_id or options.trackio_space_id:
-        yield lambda: token(options.hub_model_id, options.trackio_space_id)
+        checks.append(backbone(options.backbone))
+    checks.append(token({"model": options.hub_model_id, "space": options.trackio_space_id}))
+    table, failed = Table(box=None, show_header=False), False
+    for what, fine, words in chain.from_iterable(checks):
+        table.add_row({True: "[green]ok", False: "[red]FAILS", None: "[yellow]note"}[fine], what, words)
+        failed |= fine is False
+    Console().print(table)
+    return int(failed)
 
 
 def imports() -> Iterator[Finding]:
@@ -64,11 +74,10 @@ def gpu() -> Iterator[Finding]:
     import torch
 
     yield "driver", *driver(torch.version.cuda, installed_driver())
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            found = torch.cuda.get_device_properties(index)
-            yield f"GPU {index}", True, f"{found.name}, {found.total_memory / GIB:.0f} GiB"
-    else:
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        yield f"GPU {index}", True, f"{found.name}, {found.total_memory / GIB:.0f} GiB"
+    if not torch.cuda.is_available():
         yield "GPU", None, "none visible: training runs on the CPU, fit for the pilot only"
 
 
@@ -98,6 +107,63 @@ def disk(folder: Path) -> Iterator[Finding]:
     there = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     yield "disk", free >= MIN_DISK, f"{free / GIB:.0f} GiB free at {there}, {MIN_DISK / GIB:.0f} are needed"
+
+
+def pace() -> Iterator[Finding]:
+    """Images per second of the training step, and what that would be on a10g-large."""
+    import torch
+    from transformers import DINOv3ViTConfig
+
+    from recipe.pace import Pace
+    from recipe.run import device
+
+    if not torch.cuda.is_available():
+        yield "pace", None, "without a GPU there is none to measure"
+        return
+    large = DINOv3ViTConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, num_register_tokens=4
+    )
+    found = Pace(step_rate(large, 960, 1536, steps=12), device(), 0, 0, 0)
+    yield (
+        "pace",
+        None,
+        f"{found.images_per_second:.2f} images/s of training with ViT-L at 960x1536, without the loader",
+    )
+    there = found.on("A10G")
+    if there is not None and "A10G" not in found.device:
+        rate = f"{there.images_per_second:.2f}"
+        yield "", None, f"about {rate} on a10g-large, by the peak bf16 TFLOPS of both: jobs/launch.py --pace {rate}"
+
+
+def step_rate(backbone: DINOv3ViTConfig, height: int, width: int, *, steps: int, batch: int = 2) -> float:
+    """Images per second of forward, loss, backward and update, on random images of 85 boxes and random weights."""
+    import torch
+    from transformers import DetrForObjectDetection
+
+    from recipe.batches import normalise
+    from recipe.config import parse_train
+    from recipe.model import detr_config, freeze, initialise
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    model = DetrForObjectDetection(detr_config(parse_train(["--preset", "pilot"])[0], backbone))
+    initialise(model)
+    model = freeze(model, torch.bfloat16 if kind == "cuda" else torch.float32).to(kind).train()
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    boxes = torch.rand(85, 4, device=kind) * 0.3 + 0.05
+    size = torch.tensor([height, width], device=kind)
+    label = {"class_labels": torch.zeros(85, dtype=torch.long, device=kind), "boxes": boxes, "size": size}
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        pixels = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=kind)
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda"):
+            loss = model(**normalise({"pixel_values": pixels, "labels": [label] * batch})).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the GPU
+        times.append(time.perf_counter() - began)
+    return batch / statistics.median(times[steps // 3 :])
 
 
 def dataset(data: str) -> Iterator[Finding]:
@@ -132,11 +198,11 @@ def backbone(name: str) -> Iterator[Finding]:
         yield "backbone", True, f"{name} can be fetched"
 
 
-def token(model: str | None, space: str | None) -> Iterator[Finding]:
+def token(repos: Mapping[str, str | None]) -> Iterator[Finding]:
     """The token may write where the run will push: found now, not at the first upload."""
     from recipe.access import check_write_access
 
-    for kind, name in (("model", model), ("space", space)):
+    for kind, name in repos.items():
         if name:
             try:
                 yield f"{kind} repo", True, check_write_access(name, kind)

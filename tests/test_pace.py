@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipe import tracking
+from recipe import doctor, tracking
 from recipe.cli import main
+from recipe.model import tiny_backbone
 from recipe.pace import Pace, describe, peak_tflops
 
 WORKSTATION = "1 x NVIDIA RTX 4000 SFF Ada Generation, 20 GiB"
@@ -79,3 +80,9 @@ def test_a_training_writes_its_pace_where_the_launcher_reads_it(tiny_flags, tmp_
 def test_a_folder_without_a_pace_says_when_one_is_written(tmp_path):
     with pytest.raises(ValueError, match="after its first 50 steps"):
         Pace.read(tmp_path)
+
+
+def test_the_doctor_measures_the_training_step():
+    """On a CPU there is nothing worth measuring, and it says so; the step itself runs anywhere."""
+    assert list(doctor.pace()) == [("pace", None, "without a GPU there is none to measure")]
+    assert 0.01 < doctor.step_rate(tiny_backbone(), 64, 96, steps=3) < 1000
