@@ -54,8 +54,9 @@ size() { echo $(($($DOCKER image inspect --format '{{.Size}}' "$IMAGE") / 100000
 check() {
 	trap '$DOCKER volume rm --force $VOLUME >/dev/null' EXIT
 
-	echo "image: --version"
-	$DOCKER run --rm "$IMAGE" --version | tee /dev/stderr | grep -q "$(commit)"
+	version=$($DOCKER run --rm "$IMAGE" --version)
+	echo "image: --version says: $version"
+	case $version in *"commit $(commit), lock"*) ;; *) exit 1 ;; esac
 
 	echo "image: as HF Jobs runs it, without ENTRYPOINT"
 	$DOCKER run --rm --entrypoint recipe "$IMAGE" train --help >/dev/null
