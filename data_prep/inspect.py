@@ -29,11 +29,9 @@ def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2) 
         for example in watched(scan(folder, split.entries, workers), len(split.entries), f"reading {name}"):
             tallies[name].add(example)
             problems += example.labels.problems
+    summaries = {name: tally.summary() for name, tally in tallies.items()}
     if json_file:
-        splits = {
-            name: {"statistics": tally.summary(), "in_and_out": tally.counts()} for name, tally in tallies.items()
-        }
-        report = {"splits": splits, "problems": [problem._asdict() for problem in problems]}
+        report = {"splits": summaries, "problems": [problem._asdict() for problem in problems]}
         try:
             json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -42,7 +40,7 @@ def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2) 
                 f"cannot write {json_file}: {reason}; give --json a file in a folder that exists"
             ) from error
     console = Console(width=None if Console().is_terminal else 119, highlight=False)
-    header, *rows = table({name: tally.summary() for name, tally in tallies.items()})
+    header, *rows = table(summaries)
     shown = Table(
         *header, caption=f"box sizes: sqrt(area) after the training resize to {SHORTEST}, at most {LONGEST} px"
     )

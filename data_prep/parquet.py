@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -124,26 +123,23 @@ def _sha256(path: Path) -> str:
 
 
 def _table(rows: list[tuple[int, Example]], schema: pa.Schema) -> pa.Table:
-    """A row group. Arrays are built from flat buffers: per-box Python objects would cost more than the images."""
-    labels = [example.labels for _, example in rows]
-    bbox = np.concatenate([label.bbox_xywh for label in labels])  # [boxes, 4] xywh
-    offsets = pa.array(np.cumsum([0] + [len(label.category) for label in labels]), pa.int32())
-    flat = {
-        # from 1: pycocotools takes an annotation with id 0 for unmatched
-        "id": pa.array([image * BOX_IDS + 1 + k for image, row in rows for k in range(len(row.labels.category))]),
-        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(bbox.astype(np.float32).ravel()), 4),
-        "area": pa.array((bbox[:, 2] * bbox[:, 3]).astype(np.float32)),
-        "category": pa.array(np.concatenate([label.category for label in labels])),
-        "iscrowd": pa.array(np.zeros(len(bbox), np.int8)),
+    """A row group."""
+    return pa.Table.from_pylist([_row(image_id, example) for image_id, example in rows], schema)
+
+
+def _row(image_id: int, example: Example) -> dict[str, Any]:
+    bbox_xywh, category = example.labels.bbox_xywh, example.labels.category
+    first = image_id * BOX_IDS + 1  # from 1: pycocotools takes an annotation with id 0 for unmatched
+    return {
+        "image": {"bytes": example.data, "path": example.entry.name},
+        "image_id": image_id,
+        "width": example.width,
+        "height": example.height,
+        "objects": {
+            "id": range(first, first + len(category)),
+            "bbox": bbox_xywh.tolist(),
+            "area": bbox_xywh[:, 2:].prod(axis=1).tolist(),
+            "category": category.tolist(),
+            "iscrowd": [0] * len(category),
+        },
     }
-    objects_type, image_type = schema.field("objects").type, schema.field("image").type
-    lists = [pa.ListArray.from_arrays(offsets, flat[field.name].cast(field.type.value_type)) for field in objects_type]
-    images = [{"bytes": example.data, "path": example.entry.name} for _, example in rows]
-    columns = {
-        "image": pa.array(images, image_type),
-        "image_id": pa.array([image_id for image_id, _ in rows], pa.int64()),
-        "width": pa.array([example.width for _, example in rows], pa.int32()),
-        "height": pa.array([example.height for _, example in rows], pa.int32()),
-        "objects": pa.StructArray.from_arrays(lists, fields=list(objects_type)),
-    }
-    return pa.table([columns[name] for name in schema.names], schema=schema)

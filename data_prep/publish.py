@@ -11,16 +11,49 @@ import yaml
 from data_prep.statistics import table
 from recipe.schema import features
 
+CARD = """\
+---
+{header}---
+
+# {title}
+
+Boxes are COCO `[x, y, width, height]` in pixels of the image after its EXIF orientation was applied, cut at its
+border; `width` and `height` are of that image. The image bytes are the original files'.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("{source}")  # {splits}
+```
+
+{table}
+
+Packed with `python -m data_prep pack`; every line and image that was cut or left out:
+
+{counts}
+"""
+
 
 def write_manifest(out: Path, manifest: dict[str, Any]) -> None:
     """Write manifest.json: counts in and out, and every shard with its sha256."""
-    _replace(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    part = out / "manifest.json.part"
+    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    part.replace(out / "manifest.json")
 
 
 def write_card(out: Path, manifest: dict[str, Any], repo_id: str | None = None) -> None:
     """Write README.md, from whose header `load_dataset` and the Hub's viewer learn splits, columns and classes."""
-    header = yaml.safe_dump(card_header(manifest), sort_keys=False, allow_unicode=True)
-    _replace(out / "README.md", f"---\n{header}---\n\n{card_text(manifest, repo_id)}")
+    splits = manifest["splits"]
+    header, *rows = (f"| {' | '.join(row)} |" for row in table(splits))
+    text = CARD.format(
+        header=yaml.safe_dump(card_header(manifest), sort_keys=False, allow_unicode=True),
+        title=repo_id or "Crowd detection: " + " and ".join(manifest["classes"]),
+        source=repo_id or "DIR",
+        splits=", ".join(splits),
+        table="\n".join([header, "|---|" + "---:|" * len(splits), *rows]),
+        counts="\n".join(f"- {name}: {conservation(split)}" for name, split in splits.items()),
+    )
+    (out / "README.md").write_text(text, encoding="utf-8")
 
 
 def card_header(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -43,35 +76,6 @@ def card_header(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def card_text(manifest: dict[str, Any], repo_id: str | None) -> str:
-    """The card's body: how to load, what is in it, what was left out."""
-    splits = manifest["splits"]
-    header, *rows = (
-        f"| {' | '.join(row)} |" for row in table({n: split["statistics"] for n, split in splits.items()})
-    )
-    lines = [
-        f"# {repo_id or 'Crowd detection: ' + ' and '.join(manifest['classes'])}",
-        "",
-        "Boxes are COCO `[x, y, width, height]` in pixels of the image after its EXIF orientation was applied, cut at "
-        "its border; `width` and `height` are of that image. The image bytes are the original files'.",
-        "",
-        "```python",
-        "from datasets import load_dataset",
-        "",
-        f'dataset = load_dataset("{repo_id or "DIR"}")  # {", ".join(splits)}',
-        "```",
-        "",
-        header,
-        "|---|" + "---:|" * len(splits),
-        *rows,
-        "",
-        "Packed with `python -m data_prep pack`; every line and image that was cut or left out:",
-        "",
-        *(f"- {name}: {conservation(split)}" for name, split in splits.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def conservation(split: dict[str, Any]) -> str:
     """What went in and what came out, in one sentence."""
     dropped = sum(split["boxes_dropped"].values())
@@ -82,9 +86,3 @@ def conservation(split: dict[str, Any]) -> str:
         f"{split['boxes_in']:,} boxes in = {split['boxes']:,} packed + {dropped:,} dropped"
         f"{f' ({rules})' if rules else ''}; {clipped:,} cut at the border"
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -149,7 +149,7 @@ def _account(folder: YoloFolder, written: Written, work: Path) -> dict[str, Any]
                 size = path.stat().st_size
                 files.append({"name": shard.name, "images": images, "bytes": size, "sha256": record["sha256"]})
                 _write_problems(rows, record["problems"])
-            splits[name] = counts = tally.counts() | {"statistics": tally.summary(), "files": files}
+            splits[name] = counts = tally.summary() | {"files": files}
             packed = sum(shard["images"] for shard in files)
             if not counts["images_in"] == len(split.entries) == packed + counts["images_left_out"]:
                 raise RuntimeError(f"images were lost in {name}: {counts}")

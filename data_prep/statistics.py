@@ -63,30 +63,23 @@ class Tally:
             for side in SIDES:
                 self.small[f"{name} {side}"] += int((sides[labels.category == number] < side).sum())
 
-    def counts(self) -> dict[str, Any]:
-        """In and out, by rule."""
-        summary = self.summary()
-        return {
-            "images_in": self.images_in,
-            "images": summary["images"],
-            "images_left_out": self.images_left_out,
-            "images_without_boxes": summary["images_without_boxes"],
-            "boxes_in": self.boxes_in,
-            "boxes": summary["boxes"],
-            "boxes_dropped": dict(sorted(self.dropped.items())),
-            "problems": dict(sorted(self.problems.items())),
-        }
-
     def summary(self) -> dict[str, Any]:
-        """What a trainer needs to know, as plain numbers; shares between 0 and 1."""
+        """In and out by rule, and what a trainer needs to know, as plain numbers; shares between 0 and 1."""
         rows = np.array([key.split() for key in self.crowds], np.int64).reshape(-1, len(CLASS_NAMES))
         found = crowding(np.repeat(rows, list(self.crowds.values()), axis=0))
-        sizes = {
-            name: {f"below_{side}_px": _share(self.small[f"{name} {side}"], boxes) for side in SIDES}
-            for name, boxes in found["boxes_per_class"].items()
+        return {
+            "images_in": self.images_in,
+            "images_left_out": self.images_left_out,
+            "portrait": self.portrait,
+            "boxes_in": self.boxes_in,
+            "boxes_dropped": dict(sorted(self.dropped.items())),
+            "problems": dict(sorted(self.problems.items())),
+            **found,
+            "box_sizes": {
+                name: {f"below_{side}_px": _share(self.small[f"{name} {side}"], boxes) for side in SIDES}
+                for name, boxes in found["boxes_per_class"].items()
+            },
         }
-        landscape = found["images"] - self.portrait
-        return found | {"landscape": landscape, "portrait": self.portrait, "box_sizes": sizes}
 
 
 def crowding(counts: np.ndarray) -> dict[str, Any]:
@@ -131,7 +124,7 @@ def _column(s: dict[str, Any]) -> dict[str, str]:
     per_image, queries = s["boxes_per_image"], s["beyond"]["queries"]
     lines = {
         "images": f"{s['images']:,}",
-        "landscape or square / portrait": f"{s['landscape']:,} / {s['portrait']:,}",
+        "landscape or square / portrait": f"{s['images'] - s['portrait']:,} / {s['portrait']:,}",
         "images without any box": f"{s['images_without_boxes']:,}",
         "boxes": f"{s['boxes']:,}",
         " / ".join(s["boxes_per_class"]): " / ".join(f"{count:,}" for count in s["boxes_per_class"].values()),
