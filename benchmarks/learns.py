@@ -27,13 +27,24 @@ from recipe.model import build_model, freeze
 from recipe.tracking import read_log
 from recipe.train import class_prior
 
-SIZE = (192, 320)
-FLAGS = ["--preset", "pilot", "--max_train_images", "8", "--d_model", "128", "--encoder_layers", "3"]
-FLAGS += ["--shortest_edge", str(SIZE[0]), "--longest_edge", str(SIZE[1])]
+SIZE = (160, 256)
+FLAGS = [
+    "--preset",
+    "pilot",
+    "--max_train_images",
+    "8",
+    "--d_model",
+    "128",
+    "--encoder_layers",
+    "3",
+    "--num_queries",
+    "100",
+]
+FLAGS += ["--dropout", "0", "--shortest_edge", str(SIZE[0]), "--longest_edge", str(SIZE[1])]
 
 
-def overfit(data: str, initialisation: str, steps: int, batch_size: int = 4, lr: float = 3e-4) -> list[float]:
-    """Loss per decoder layer at each step, without augmentation, dropout as in training."""
+def overfit(data: str, initialisation: str, steps: int, batch_size: int = 4, lr: float = 5e-4) -> list[float]:
+    """Loss per decoder layer at each step, without augmentation and dropout."""
     config, _ = parse_train(FLAGS)
     source, annotations, _ = load_split(data, "train", limit=8)
     dataset = CrowdDataset(source, annotations, Geometry(*SIZE))
@@ -118,7 +129,7 @@ def main() -> None:
 
 def long_run(data: Path, folder: Path, steps: int) -> None:
     """The command line's own training, long enough to overfit, and its own evaluation."""
-    flags = [*FLAGS, "--data", str(data), "--output_dir", str(folder), "--augment", "false", "--dropout", "0"]
+    flags = [*FLAGS, "--data", str(data), "--output_dir", str(folder), "--augment", "false"]
     flags += ["--max_steps", str(steps), "--per_device_train_batch_size", "8", "--learning_rate", "5e-4"]
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
     flags += ["--report_to", "none", "--logging_steps", "50", "--lr_scheduler_type", "cosine", "--shown_images", "0"]

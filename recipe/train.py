@@ -33,6 +33,7 @@ from recipe.data import CrowdDataset, load_split
 from recipe.deadline import Deadline
 from recipe.geometry import Geometry
 from recipe.hub import RunRepo, open_run, report_unpushed
+from recipe.memory import fit
 from recipe.model import build_model, build_processor, freeze, load_model, write_backbone
 from recipe.pictures import Pictures
 from recipe.schema import CLASS_NAMES, UserError
@@ -70,6 +71,8 @@ def train(config: Config, rest: Sequence[str]) -> int:
     trainer = CrowdTrainer(config, args, model, processor, training, validation)
     trainer.repo = repo
     deadline = watch(trainer, config)
+    if torch.cuda.is_available():
+        fit(trainer)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NonFiniteLoss as error:

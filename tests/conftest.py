@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
-# Before any library is imported: no network, no dashboard outside the test, no warnings about forks.
+# Before any library is imported: no network, nothing of the machine's caches and dashboards, no warnings about forks.
+HOME = tempfile.mkdtemp(prefix="recipe-tests-")
 os.environ |= {
+    "HF_HOME": f"{HOME}/hf",
+    "HF_DATASETS_CACHE": f"{HOME}/datasets",
+    "TRACKIO_DIR": f"{HOME}/trackio",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
@@ -21,13 +27,8 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_caches(tmp_path_factory):
-    """Nothing of the machine's caches or dashboards is read or written."""
-    home = tmp_path_factory.mktemp("home")
-    os.environ |= {"HF_HOME": str(home / "hf"), "TRACKIO_DIR": str(home / "trackio")}
-    os.environ["HF_DATASETS_CACHE"] = str(home / "datasets")
-    return home
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 def make_yolo(folder: Path, train: int = 8, val: int = 4, seed: int = 0) -> Path:
@@ -56,7 +57,7 @@ def make_yolo(folder: Path, train: int = 8, val: int = 4, seed: int = 0) -> Path
 
 
 @pytest.fixture(scope="session")
-def packed(tmp_path_factory, _own_caches) -> Path:
+def packed(tmp_path_factory) -> Path:
     """A packed dataset: 8 training and 4 validation images, both orientations."""
     from data_prep.shards import pack
 
