@@ -43,16 +43,14 @@ FLAGS = [
 FLAGS += ["--dropout", "0", "--shortest_edge", str(SIZE[0]), "--longest_edge", str(SIZE[1])]
 
 
-def overfit(data: str, initialisation: str, steps: int, batch_size: int = 4, lr: float = 5e-4) -> list[float]:
-    """Loss per decoder layer at each step, without augmentation and dropout."""
+def overfit(data: str, initialisation: str, steps: int) -> list[float]:
+    """Loss per decoder layer at each step: all 8 images in every step, no augmentation, no dropout."""
     config, _ = parse_train(FLAGS)
-    source, annotations, _ = load_split(data, "train", limit=8)
+    source, annotations, _ = load_split(data, "train")
     dataset = CrowdDataset(source, annotations, Geometry(*SIZE))
-    samples = [dataset[index] for index in range(8)]
-    groups = [[s for s in samples if s["canvas"] == canvas] for canvas in {s["canvas"] for s in samples}]
-    batches = [
-        normalise(collate(group[i : i + batch_size])) for group in groups for i in range(0, len(group), batch_size)
-    ]
+    samples = [dataset[index] for index in range(len(dataset))]
+    canvases = sorted({sample["canvas"] for sample in samples})  # batches of one orientation
+    batches = [normalise(collate([sample for sample in samples if sample["canvas"] == c])) for c in canvases]
     set_seed(0)
     model = build_model(config, class_prior(annotations, config.num_queries))
     if initialisation == "stock":
@@ -60,15 +58,23 @@ def overfit(data: str, initialisation: str, steps: int, batch_size: int = 4, lr:
         stock.model.backbone.load_state_dict(model.model.backbone.state_dict())
         model = stock
     model = freeze(model).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1e-4, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 20) * (1 if step < 0.7 * steps else 0.2)
+    )
     losses = []
-    for step in range(steps):
-        loss = model(**batches[step % len(batches)]).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    for _ in range(steps):
+        total = 0.0
+        for batch in batches:
+            loss = model(**batch).loss * len(batch["labels"]) / len(samples)
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(trained, 0.1)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
-        losses.append(float(loss.detach()) / config.decoder_layers)
+        losses.append(total / config.decoder_layers)
     return losses
 
 
@@ -112,7 +118,7 @@ def main() -> None:
     options = parser.parse_args()
     data = options.out / "packed"
     if not data.exists():
-        make_sample(options.out / "yolo", train=24, val=1, seed=0)
+        make_sample(options.out / "yolo", train=64, val=1, seed=0)
         keep_easiest(options.out / "yolo", 8)
         pack(options.out / "yolo", data)
     curves = {}
@@ -130,9 +136,10 @@ def main() -> None:
 def long_run(data: Path, folder: Path, steps: int) -> None:
     """The command line's own training, long enough to overfit, and its own evaluation."""
     flags = [*FLAGS, "--data", str(data), "--output_dir", str(folder), "--augment", "false"]
-    flags += ["--max_steps", str(steps), "--per_device_train_batch_size", "8", "--learning_rate", "5e-4"]
+    flags += ["--max_steps", str(steps), "--per_device_train_batch_size", "8", "--learning_rate", "1e-3"]
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
     flags += ["--report_to", "none", "--logging_steps", "50", "--lr_scheduler_type", "cosine", "--shown_images", "0"]
+    flags += ["--gradient_accumulation_steps", "2", "--adam_beta2", "0.99", "--warmup_steps", "20"]
     recipe(["train", *flags])
     recipe(["evaluate", str(folder), "--data", str(data), "--split", "train", "--out", str(folder / "on-train")])
     found = json.loads((folder / "on-train" / "report" / "metrics.json").read_text())
