@@ -1,7 +1,5 @@
 """Where a detector fails and at which score to use it: size and density bins, operating points, error kinds.
 
-    from recipe.breakdown import operating_points, by_size, by_density, judge
-
 Everything here feeds `DetectionMetrics.details()`, which the report draws. IoU 0.5 where nothing else is said, and
 a detection is kept when its score is *above* a threshold, as `post_process_object_detection` does it.
 """
@@ -14,19 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipe.coco import (
-    CHUNK,
-    IOU_THRESHOLDS,
-    RECALL_POINTS,
-    ImageBoxes,
-    Pairs,
-    Ranked,
-    mark,
-    match,
-    offsets,
-    overlapping,
-    xywh,
-)
+from recipe.coco import CHUNK, IOU_THRESHOLDS, RECALL_POINTS, ImageBoxes, Pairs, Ranked, mark, match, overlapping, xywh
 
 SIZE_EDGES = (0, 8, 16, 32, 96, np.inf)  # square root of the area in pixels; the lower end belongs to the bin
 SIZE_RANGES = np.array([(a * a, np.nextafter(b * b, 0)) for a, b in pairwise(SIZE_EDGES)])
@@ -35,12 +21,7 @@ DENSITY_EDGES = (0, 20, 50, 100, 200, np.inf)  # boxes per image; the upper end 
 DENSITY_NAMES = ("<=20", "21-50", "51-100", "101-200", ">200")
 THRESHOLDS = np.linspace(0, 1, 101)
 HIT, DUPLICATE, WRONG_CLASS, BADLY_PLACED, BACKGROUND, IGNORED, UNUSED = range(7)
-FALSE_KINDS = {
-    "duplicate": DUPLICATE,
-    "wrong_class": WRONG_CLASS,
-    "badly_placed": BADLY_PLACED,
-    "background": BACKGROUND,
-}
+FALSE_KINDS = ("duplicate", "wrong_class", "badly_placed", "background")  # 1 to 4
 
 
 def precision_recall(ranked: Ranked, t: int) -> dict[str, list[float | None]]:
@@ -90,12 +71,11 @@ def operating_points(ranked: Ranked, wished: float = 0.9) -> dict[str, dict[str,
 
 def summary(ranked: Ranked, a: int, threshold: float) -> dict[str, float]:
     """AP, AP at IoU 0.5, recall with all detections (no cap) and those above the threshold; -1 without targets."""
-    curves = ranked.curves(a)
-    targets = int(ranked.positives[a])
+    curves, targets = ranked.curves(a), int(ranked.positives[a])
     above = int(ranked.lane(a, 0)[0][ranked.scores > threshold].sum())
     return {
         "boxes": targets,
-        "ap": float(np.mean([curve.precision.mean() for curve in curves])),
+        "ap": float(np.mean([curve.precision for curve in curves])),
         "ap_50": float(curves[0].precision.mean()),
         "recall": curves[0].recall,
         "recall_best_f1": above / targets if targets else -1.0,
@@ -107,7 +87,7 @@ def rank_by_size(images: Sequence[ImageBoxes], num_classes: int) -> list[Ranked]
     marks: list[np.ndarray] = []
     for first in range(0, len(images), CHUNK):
         part = images[first : first + CHUNK]
-        ends = offsets([len(image.scores) for image in part])[1:-1]
+        ends = np.cumsum([len(image.scores) for image in part])[:-1]
         marks += np.split(mark(part, overlapping(part), SIZE_RANGES), ends, axis=2)
     return [Ranked.of(images, marks, label, SIZE_RANGES) for label in range(num_classes)]
 
@@ -119,8 +99,8 @@ def by_size(ranked: Ranked, threshold: float) -> list[dict[str, Any]]:
 
 def by_density(ranked: Ranked, images: Sequence[ImageBoxes], label: int, threshold: float) -> list[dict[str, Any]]:
     """One row per bin of boxes per image (all classes together)."""
-    bins = np.searchsorted(DENSITY_EDGES, [np.sum(~image.crowd) for image in images]) - 1
-    bins = np.maximum(bins, 0)  # an image without boxes belongs to the first bin
+    boxes = [max(np.sum(~image.crowd), 1) for image in images]  # an image without boxes belongs to the first bin
+    bins = np.searchsorted(DENSITY_EDGES, boxes) - 1
     own = np.array([np.sum((image.target_labels == label) & ~image.crowd) for image in images])
     rows = []
     for b, name in enumerate(DENSITY_NAMES):
@@ -146,16 +126,14 @@ class Verdict(NamedTuple):
 def judge(image: ImageBoxes, thresholds: np.ndarray) -> Verdict:
     """Name the kind of each detection above its class's threshold, in the manner of TIDE (Bolya et al., ECCV 2020).
 
-    HIT by COCO's matching at IoU 0.5, IGNORED in a crowd region, and for false positives the first that applies:
-    DUPLICATE (IoU >= 0.5 with a target of its class that a better score took), WRONG_CLASS (IoU >= 0.5 with a target
-    of another class), BADLY_PLACED (0.1 <= IoU < 0.5 with its class), BACKGROUND (the rest). Differences from TIDE:
-    plain counts instead of the AP each kind costs; "both wrong" counts as background; every unmatched target is
-    missed, also where a badly placed detection lies over it, so that hits + missed = targets.
+    HIT by COCO's matching at IoU 0.5, IGNORED in a crowd region, else the first that applies: DUPLICATE (IoU >= 0.5
+    with a target of its class that a better score took), WRONG_CLASS (IoU >= 0.5 with another class), BADLY_PLACED
+    (0.1 <= IoU < 0.5 with its class), BACKGROUND. Unlike TIDE: plain counts instead of the AP each kind costs; "both
+    wrong" is background; every unmatched target is missed, so that hits + missed = targets.
     """
     from pycocotools import mask
 
-    kind = np.full(len(image.scores), UNUSED)
-    target = np.full(len(image.scores), -1)
+    kind, target = np.full(len(image.scores), UNUSED), np.full(len(image.scores), -1)
     kept = np.flatnonzero(image.scores > thresholds[image.labels])
     if len(kept) and len(image.targets):
         iou = np.asarray(mask.iou(xywh(image.boxes[kept]), xywh(image.targets), image.crowd))
@@ -190,20 +168,12 @@ def count_errors(
         verdict = judge(image, limits)
         np.add.at(kinds, (image.labels, verdict.kind), 1)
         np.add.at(missed, image.target_labels[verdict.missed], 1)
-        counts = np.bincount(verdict.kind, minlength=UNUSED + 1)
-        rows.append(
-            {
-                "image_id": image.image_id,
-                "boxes": int(np.sum(~image.crowd)),
-                "hits": int(counts[HIT]),
-                "misses": len(verdict.missed),
-                "duplicates": int(counts[DUPLICATE]),
-                "false_positives": int(counts[WRONG_CLASS : BACKGROUND + 1].sum()),
-            }
-        )
+        hits, duplicates, *false = np.bincount(verdict.kind, minlength=IGNORED)[:IGNORED].tolist()
+        row = {"image_id": image.image_id, "boxes": int(np.sum(~image.crowd)), "hits": hits}
+        rows.append(row | {"misses": len(verdict.missed), "duplicates": duplicates, "false_positives": sum(false)})
     errors = {
-        name: {"hits": int(kinds[c, HIT]), "missed": int(missed[c])}
-        | {word: int(kinds[c, kind]) for word, kind in FALSE_KINDS.items()}
-        for c, name in enumerate(thresholds)
+        name: {"hits": int(own[HIT]), "missed": int(lost)}
+        | dict(zip(FALSE_KINDS, own[1:IGNORED].tolist(), strict=True))
+        for name, own, lost in zip(thresholds, kinds, missed, strict=True)
     }
     return errors, sorted(rows, key=lambda row: (-row["misses"], row["image_id"]))[:12]

@@ -1,19 +1,15 @@
 """COCO's matching and average precision, vectorised over images, IoU thresholds and area ranges.
 
-    from recipe.coco import ImageBoxes, match, mark
-
 pycocotools walks detection by detection, best score first, and each takes the free target with the highest IoU. That
 is the stable matching in which every target prefers the better score, so deferred acceptance finds it (Gale and
 Shapley, 1962): all detections ask at once, a target keeps the best score, and who is turned away asks the next one.
 A few rounds over flat arrays replace millions of Python steps; the result is the same one, ties included.
-`recipe.metrics` holds the class that users meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +34,6 @@ class ImageBoxes:
     boxes: np.ndarray  # [N, 4] float32 xyxy pixels
     scores: np.ndarray  # [N] float32
     labels: np.ndarray  # [N] uint8
-    queries: np.ndarray  # [N] int32, the place in what the caller gave
     targets: np.ndarray  # [M, 4] float64 xyxy pixels
     target_labels: np.ndarray  # [M] uint8
     target_area: np.ndarray  # [M] float64 square pixels
@@ -46,10 +41,6 @@ class ImageBoxes:
     # Filled by the matching: [2, bytes, N] bits (see mark() and crowd.py) and [classes, 10] ratios (see jaccard()).
     marks: np.ndarray = field(default_factory=lambda: np.zeros((2, 0, 0), np.uint8))
     jaccard: np.ndarray = field(default_factory=lambda: np.zeros((0, 10)))
-
-    def of_label(self, label: int) -> slice:
-        """The detections of one class."""
-        return slice(*np.searchsorted(self.labels, (label, label + 1)))
 
 
 class Pairs(NamedTuple):
@@ -69,21 +60,11 @@ def xywh(xyxy: np.ndarray) -> np.ndarray:
 
 def clip(image: ImageBoxes, xyxy: np.ndarray) -> np.ndarray:
     """[N, 4] corners moved into the image."""
-    height, width = image.size
-    return np.clip(xyxy, 0, (width, height, width, height))
-
-
-def offsets(lengths: Sequence[int]) -> list[int]:
-    """Where each image starts in the concatenation, and the total at the end."""
-    return [0, *accumulate(lengths)]
+    return np.clip(xyxy, 0, (*image.size[::-1], *image.size[::-1]))
 
 
 def overlapping(images: Sequence[ImageBoxes]) -> tuple[np.ndarray, np.ndarray]:
-    """[P] detection and [P] target of all pairs of one image and class that overlap; indices run through all images.
-
-    Comparing corners first leaves some hundredths of the pairs to compute an IoU for: pycocotools' mask.iou, which
-    computes all of them, takes three times as long (300 x 80 boxes). Clipping can only take pairs away.
-    """
+    """[P] detection and [P] target of all pairs of one image and class that overlap; the IoU of all takes 3 x as long."""
     dets, targets, first_det, first_target = [], [], 0, 0
     for image in images:
         box, target = image.boxes.astype(np.float64).T[..., None], image.targets.T  # [4, N, 1], [4, M]
@@ -114,17 +95,13 @@ def close_pairs(
 
 
 def match(pairs: Pairs, n_det: int, crowd: np.ndarray, ignored: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Greedy COCO matching in every lane (area range x IoU threshold) at once.
+    """Greedy COCO matching in every lane (area range x IoU threshold) at once: [A, T, n_det], the target or -1.
 
     Args:
         pairs: a smaller detection index is a better score within its image and class.
-        n_det: how many detections there are.
         crowd: [G] bool, targets that any number of detections may match.
         ignored: [A, G] bool, targets that do not count in an area range; taken only when nothing else is free.
         thresholds: [T] smallest IoU of a match.
-
-    Returns:
-        [A, T, n_det] int64, the target each detection matched, or -1.
     """
     lanes, n_target = len(ignored) * len(thresholds), len(crowd)
     det_keys, target_keys = [], []
@@ -159,15 +136,10 @@ def match(pairs: Pairs, n_det: int, crowd: np.ndarray, ignored: np.ndarray, thre
 
 
 def mark(images: Sequence[ImageBoxes], overlap: tuple[np.ndarray, np.ndarray], ranges: np.ndarray) -> np.ndarray:
-    """Hits and ignored detections at every COCO IoU threshold in every area range.
+    """Hits and ignored detections of a few dozen images at every COCO IoU threshold in every area range.
 
-    Args:
-        images: a few dozen; memory is about 1 KB per detection here.
-        overlap: their overlapping() pairs.
-        ranges: [A, 2] smallest and largest area in square pixels, both included.
-
-    Returns:
-        [2, ceil(A * 10 / 8), D] uint8: bits of hit and of ignored, lane a * 10 + t; read by Ranked.lane().
+    `ranges` is [A, 2], smallest and largest area in square pixels, both included. Returns [2, ceil(A * 10 / 8), D]
+    uint8: bits of hit and of ignored, lane a * 10 + t; read by Ranked.lane().
     """
     crowd = np.concatenate([image.crowd for image in images])
     area = np.concatenate([image.target_area for image in images])
@@ -187,6 +159,12 @@ def mark(images: Sequence[ImageBoxes], overlap: tuple[np.ndarray, np.ndarray], r
     return np.stack([np.packbits(flag.reshape(lanes, -1), axis=0) for flag in (hit, left_out)])
 
 
+class Curve(NamedTuple):
+    precision: np.ndarray  # [101] float64 at RECALL_POINTS, 0 where that recall is not reached
+    score: np.ndarray  # [101] the lowest score needed there, NaN where it is not reached
+    recall: float  # what all detections together reach
+
+
 @dataclass(slots=True)
 class Ranked:
     """One class's detections of all images, best score first (ties: lower image_id first, as pycocotools sorts)."""
@@ -200,7 +178,7 @@ class Ranked:
     @classmethod
     def of(cls, images: Sequence[ImageBoxes], marks: Sequence[np.ndarray], label: int, ranges: np.ndarray) -> Ranked:
         """Gather one class from images in the order of their ids and their marks."""
-        slices = [image.of_label(label) for image in images]
+        slices = [slice(*np.searchsorted(image.labels, (label, label + 1))) for image in images]
         lengths = np.array([s.stop - s.start for s in slices], np.int64)
         scores = np.concatenate([image.scores[s] for image, s in zip(images, slices, strict=True)])
         order = np.argsort(-scores, kind="stable")
@@ -226,8 +204,6 @@ class Ranked:
 
     def only(self, keep: np.ndarray, positives: np.ndarray) -> Ranked:
         """The detections where `keep` [D] holds, against another number of targets."""
-        if keep.all():
-            return Ranked(self.scores, self.place, self.image, self.marks, positives)
         return Ranked(self.scores[keep], self.place[keep], self.image[keep], self.marks[..., keep], positives)
 
     def curve(self, a: int, t: int) -> Curve:
@@ -250,9 +226,3 @@ class Ranked:
     def curves(self, a: int) -> list[Curve]:
         """One curve per IoU threshold."""
         return [self.curve(a, t) for t in range(len(IOU_THRESHOLDS))]
-
-
-class Curve(NamedTuple):
-    precision: np.ndarray  # [101] float64 at RECALL_POINTS, 0 where that recall is not reached
-    score: np.ndarray  # [101] the lowest score needed there, NaN where it is not reached
-    recall: float  # what all detections together reach

@@ -1,7 +1,5 @@
 """The crowd benchmarks' metrics: MR-2 (log-average miss rate) and JI (Jaccard index).
 
-    from recipe.crowd import caltech_and_jaccard, log_average_miss_rate
-
 Both follow the CrowdHuman benchmark (Shao et al. 2018, arXiv:1805.00123; JI: Chu et al., CVPR 2020,
 arXiv:2003.09163) as the toolkit published with CrowdDet computes them: boxes clipped to the image, IoU above 0.5,
 crowd regions ignored by intersection over the detection's own area.
@@ -13,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipe.coco import ImageBoxes, Pairs, clip, close_pairs, match, offsets, xywh
+from recipe.coco import ImageBoxes, Pairs, clip, close_pairs, match, xywh
 
 ABOVE_HALF = np.nextafter(0.5, 1)
 FPPI_POINTS = (0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1.0000)  # the toolkit's rounding
@@ -40,11 +38,7 @@ def log_average_miss_rate(hit: np.ndarray, counted: np.ndarray, targets: int, im
     Dollar et al., "Pedestrian Detection: An Evaluation of the State of the Art", PAMI 2012, with CrowdHuman's reading
     of the curve: the first point at or beyond each count, the last point where the curve ends before. As in Dollar's
     code a miss rate is at least 1e-10, so that one perfect point does not make the mean zero. Lower is better.
-
-    Args:
-        hit, counted: [D] bool, best score first, from matching at IoU 0.5.
-        targets: targets that count, in all images; -1 is returned when there are none.
-        images: all images, empty ones too.
+    `hit` and `counted` are [D] bool, best score first; `images` counts empty ones too; -1 without targets.
     """
     if not targets:
         return -1.0
@@ -60,10 +54,8 @@ def jaccard(images: Sequence[ImageBoxes], pairs: Pairs, num_classes: int) -> np.
     """JI's ratio per image: matched / (detections + targets - matched) above each score 0.0, 0.1, ... 0.9.
 
     The matching is the bipartite one of largest total IoU over pairs above 0.5. Detections and targets that stay
-    unmatched and lie by more than half in a crowd region do not count.
-
-    Returns:
-        [I, classes, 10] float64, NaN where an image has neither detections nor targets of the class.
+    unmatched and lie by more than half in a crowd region do not count. [I, classes, 10] float64, NaN where an image
+    has neither detections nor targets of the class.
     """
     n_cell, lanes = len(images) * num_classes, len(JI_THRESHOLDS)
     cells = [
@@ -97,10 +89,7 @@ def jaccard(images: Sequence[ImageBoxes], pairs: Pairs, num_classes: int) -> np.
 
 
 def best_jaccard(ratios: np.ndarray) -> float:
-    """JI: the mean over the images that have detections or targets, at the best of the ten thresholds.
-
-    Chu et al. 2020, `compute_JI.py`. Higher is better. [I, 10], one class of jaccard(); 0 when no image counts.
-    """
+    """JI of one class from jaccard()'s [I, 10]: the mean over images that count, at the best threshold; 0 if none."""
     counted = ~np.isnan(ratios)
     return float((np.where(counted, ratios, 0).sum(0) / np.maximum(counted.sum(0), 1)).max())
 
@@ -110,10 +99,8 @@ def largest_matching(edges: Pairs, solve: np.ndarray) -> tuple[np.ndarray, ...]:
 
     All weights lie above 0.5, so a second pair always outweighs any single one: a component with one or two nodes on
     its smaller side has as many matches as that. Only larger ones, and those with `solve` (crowd regions ask who is
-    matched, not only how many), go to the assignment solver.
-
-    Returns:
-        each component's first edge and number of matches, and the matched (det, target) nodes of the solved ones.
+    matched, not only how many), go to the assignment solver. Returns each component's first edge and number of
+    matches, and the matched (det, target) nodes of the solved ones.
     """
     from scipy.optimize import linear_sum_assignment
     from scipy.sparse import coo_array
@@ -147,14 +134,15 @@ def inside_crowd(images: Sequence[ImageBoxes]) -> np.ndarray:
     """[G] targets that lie by more than half of their area in a crowd region of their class."""
     from pycocotools import mask
 
-    starts = offsets([len(image.targets) for image in images])
-    inside = np.zeros(starts[-1], bool)
-    for image, start in zip(images, starts, strict=False):
+    inside = []
+    for image in images:
+        hidden = np.zeros(len(image.targets), bool)
+        boxes = xywh(clip(image, image.targets))
         for label in np.unique(image.target_labels[image.crowd]):
             own = image.target_labels == label
             plain, region = np.flatnonzero(own & ~image.crowd), np.flatnonzero(own & image.crowd)
             if len(plain):
-                boxes = xywh(clip(image, image.targets))
                 share = mask.iou(boxes[plain], boxes[region], np.ones(len(region)))
-                inside[start + plain] = (share > 0.5).any(1)
-    return inside
+                hidden[plain] = (share > 0.5).any(1)
+        inside.append(hidden)
+    return np.concatenate(inside)

@@ -26,16 +26,8 @@ if TYPE_CHECKING:
     from transformers import DINOv3ViTConfig
 
 GIB = 2**30
-IMPORTS = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "faster_coco_eval",
-    "trackio",
-    "simplejpeg",
-)
+IMPORTS = ("torch", "torchvision", "transformers", "datasets", "accelerate", "faster_coco_eval", "trackio",
+           "simplejpeg")  # fmt: skip
 MIN_DISK = 10 * GIB  # ViT-L once, 8 checkpoints of the trainable part with its optimizer, and the Arrow cache's start
 # CUDA major version of the locked torch -> oldest NVIDIA driver that runs it (NVIDIA's CUDA compatibility table).
 OLDEST_DRIVER = {12: 525, 13: 580}
@@ -45,6 +37,8 @@ Finding = tuple[str, bool | None, str]  # what, fine (None: worth knowing), in w
 def doctor(options: argparse.Namespace) -> int:
     """Print one line per check that the options ask for, cheapest first. Returns 1 if any would stop a training."""
     checks = [imports(), gpu(), disk(Path(options.output_dir or "."))]
+    if options.pace:
+        checks.append(pace())
     if options.data:
         checks.append(dataset(options.data))
     if options.backbone:

@@ -17,13 +17,16 @@ from recipe.config import Config
 from recipe.data import CrowdDataset, load_split
 from recipe.geometry import Geometry
 from recipe.model import load_model
-from recipe.report import print_summary, write_report
+from recipe.report import print_summary, read_metrics, write_report
 from recipe.schema import UserError
 from recipe.trainer import CrowdTrainer
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """Evaluate `options.checkpoint` on one split and write the report. Returns the exit code."""
+    compare = Path(options.compare) if options.compare else None
+    if compare is not None:
+        read_metrics(compare)  # a typo costs nothing yet
     model = load_model(options.checkpoint, options.revision)
     processor = load_processor(options.checkpoint, options.revision)
     geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
@@ -47,7 +50,6 @@ def evaluate(options: argparse.Namespace) -> int:
     trainer.evaluate()
     assert trainer.evaluation is not None
     record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": info}
-    compare = Path(options.compare) if options.compare else None
     write_report(folder, trainer.evaluation, dataset, record=record, compare=compare)
     print_summary(folder, trainer.evaluation)
     print(f"report     {folder / 'report' / 'report.md'}")
@@ -67,7 +69,11 @@ def output_folder(options: argparse.Namespace) -> Path:
     local = Path(options.checkpoint)
     if options.out is None and not local.is_dir():
         raise UserError("--out is missing: a checkpoint on the Hub has no folder here to write the report into")
-    folder = Path(options.out) if options.out else local / f"evaluation-{options.split}"
+    return writable(Path(options.out) if options.out else local / f"evaluation-{options.split}")
+
+
+def writable(folder: Path) -> Path:
+    """The folder of --out, made where it is not there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,13 +11,13 @@ stay in memory. The numbers equal pycocotools' (tests/test_metrics.py); `python 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from recipe import breakdown
-from recipe.coco import AREA_RANGES, CHUNK, ImageBoxes, Ranked, mark, offsets, overlapping
+from recipe.coco import AREA_RANGES, CHUNK, ImageBoxes, Ranked, mark, overlapping
 from recipe.crowd import best_jaccard, caltech_and_jaccard, log_average_miss_rate
 from recipe.schema import CLASS_NAMES, UserError
 
@@ -26,12 +26,7 @@ CALTECH = (len(RANGES), 0)  # the lane after COCO's: MR-2's own matching
 
 
 class DetectionMetrics:
-    """Collects images one by one and computes every number of the project.
-
-    Args:
-        class_names: what the labels 0, 1, ... mean; they name the keys `map_person`, `mr2_head`, ...
-        num_queries: the model's queries, for the recall ceiling in details().
-    """
+    """Collects images one by one and computes every number of the project; `num_queries` is for details() only."""
 
     def __init__(self, class_names: Sequence[str] = CLASS_NAMES, num_queries: int = 300) -> None:
         self.class_names = tuple(class_names)
@@ -56,12 +51,11 @@ class DetectionMetrics:
 
         Args:
             image_id: any integer; equal scores are ranked in the order of the ids.
-            size: (height, width) of the original image.
-            pred_xyxy: [N, 4] pixels of the original image. Give all detections; no threshold, no cap.
-            scores, labels: [N].
-            target_xyxy, target_labels: [M, 4] and [M], pixels of the original image.
+            size: (height, width) of the original image, in whose pixels all boxes are.
+            pred_xyxy, scores, labels: [N, 4], [N], [N]. Give all detections; no threshold, no cap.
+            target_xyxy, target_labels: [M, 4], [M].
             target_area: [M] square pixels; width x height when None.
-            iscrowd: [M] 1 for regions where detections do not count; none when None.
+            iscrowd: [M] 1 for regions where detections do not count.
 
         Raises:
             UserError: on a label that has no name.
@@ -79,19 +73,17 @@ class DetectionMetrics:
         order = np.lexsort((-scores, labels))
         targets = np.array(target_xyxy, np.float64).reshape(-1, 4)
         extents = targets[:, 2:] - targets[:, :2]
-        image = ImageBoxes(
+        image = self._images[image_id] = ImageBoxes(
             image_id=int(image_id),
             size=(int(size[0]), int(size[1])),
             boxes=np.asarray(pred_xyxy, np.float32).reshape(-1, 4)[order],
             scores=scores[order],
             labels=labels[order].astype(np.uint8),
-            queries=order.astype(np.int32),
             targets=targets,
             target_labels=target_labels.astype(np.uint8),
-            target_area=extents[:, 0] * extents[:, 1] if target_area is None else np.array(target_area, np.float64),
+            target_area=extents.prod(axis=1) if target_area is None else np.array(target_area, np.float64),
             crowd=np.zeros(len(targets), bool) if iscrowd is None else np.array(iscrowd, bool),
         )
-        self._images[image.image_id] = image
         self._waiting.append(image)
         if len(self._waiting) >= CHUNK:
             self._match_waiting()
@@ -102,10 +94,9 @@ class DetectionMetrics:
         overlap = overlapping(self._waiting)
         caltech, jaccard = caltech_and_jaccard(self._waiting, overlap, len(self.class_names))
         marks = np.concatenate([mark(self._waiting, overlap, RANGES), caltech], axis=1)
-        starts = offsets([len(image.scores) for image in self._waiting])
-        for i, image in enumerate(self._waiting):
-            image.marks = marks[..., starts[i] : starts[i + 1]].copy()
-            image.jaccard = jaccard[i]
+        ends = np.cumsum([len(image.scores) for image in self._waiting])[:-1]
+        for image, own, ratios in zip(self._waiting, np.split(marks, ends, axis=2), jaccard, strict=True):
+            image.marks, image.jaccard = own.copy(), ratios
         self._waiting = []
 
     def state(self) -> list[ImageBoxes]:
@@ -134,24 +125,21 @@ class DetectionMetrics:
 
         map, map_50, map_75, map_small, ..., mar_1, mar_10, mar_100, mar_small, ... and map_<class>, mar_100_<class>
         are COCO's: at most 100 detections per class and image. map_max300 and mar_300 allow 300. mr2_<class> and
-        ji_<class> are the CrowdHuman benchmark's (recipe/crowd.py).
-
-        Raises:
-            UserError: when no image was seen.
+        ji_<class> are the CrowdHuman benchmark's (recipe/crowd.py). Raises UserError when no image was seen.
         """
         images = self._in_order()
         ranked = self._ranked(images)
         classes = [_coco_numbers(own) for own in ranked]
-        jaccard = np.array([image.jaccard for image in images])  # [I, classes, 10]
         out = {}
         for key in classes[0]:
             defined = [numbers[key] for numbers in classes if numbers[key] >= 0]
             out[key] = float(np.mean(defined)) if defined else -1.0
-        for c, (name, own) in enumerate(zip(self.class_names, ranked, strict=True)):
+        for c, (name, own, numbers) in enumerate(zip(self.class_names, ranked, classes, strict=True)):
             targets = int(own.positives[0])
-            out[f"map_{name}"], out[f"mar_100_{name}"] = classes[c]["map"], classes[c]["mar_100"]
+            out[f"map_{name}"], out[f"mar_100_{name}"] = numbers["map"], numbers["mar_100"]
             out[f"mr2_{name}"] = log_average_miss_rate(*own.lane(*CALTECH), targets, len(images))
-            out[f"ji_{name}"] = best_jaccard(jaccard[:, c]) if targets else -1.0
+            ratios = np.array([image.jaccard[c] for image in images])  # [I, 10]
+            out[f"ji_{name}"] = best_jaccard(ratios) if targets else -1.0
         return out
 
     def details(self) -> dict[str, Any]:
@@ -166,68 +154,38 @@ class DetectionMetrics:
         """
         images = self._in_order()
         ranked = dict(zip(self.class_names, self._ranked(images), strict=True))
+        sized = breakdown.rank_by_size(images, len(ranked))
         points = {name: breakdown.operating_points(own) for name, own in ranked.items()}
-        best = {name: point["best_f1"] for name, point in points.items()}
-        limits = {name: point["threshold"] if point else 0.5 for name, point in best.items()}
-        sized = dict(zip(self.class_names, breakdown.rank_by_size(images, len(ranked)), strict=True))
-        errors, worst = breakdown.count_errors(images, limits)
-        return {
+        limits = {name: (point["best_f1"] or {"threshold": 0.5})["threshold"] for name, point in points.items()}
+        found: dict[str, Any] = {
             "images": len(images),
-            "boxes": {name: int(own.positives[0]) for name, own in ranked.items()},
-            "pr_curves": {
-                name: {"0.5": breakdown.precision_recall(own, 0), "0.75": breakdown.precision_recall(own, 5)}
-                for name, own in ranked.items()
-            },
-            "threshold_curves": {name: breakdown.threshold_curve(own) for name, own in ranked.items()},
             "operating_points": points,
             "thresholds": limits,
-            "by_size": {name: breakdown.by_size(own, limits[name]) for name, own in sized.items()},
-            "by_density": {
-                name: breakdown.by_density(own, images, label, limits[name])
-                for label, (name, own) in enumerate(ranked.items())
-            },
             "recall_ceiling": breakdown.recall_ceiling(images, self.num_queries),
-            "errors": errors,
-            "worst_images": worst,
         }
-
-    def match_image(self, image_id: int, thresholds: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """What became of one image's boxes, as indices into what update() was given: for drawing.
-
-        Args:
-            thresholds: score threshold per class name, such as `details()["thresholds"]`.
-
-        Returns:
-            hits and hit_targets (aligned), duplicates, false_positives, ignored: [n] int; missed: [m] target indices.
-        """
-        image = self._images[image_id]
-        verdict = breakdown.judge(image, np.array([thresholds[name] for name in self.class_names]))
-        kinds = {
-            "hits": [breakdown.HIT],
-            "duplicates": [breakdown.DUPLICATE],
-            "false_positives": [breakdown.WRONG_CLASS, breakdown.BADLY_PLACED, breakdown.BACKGROUND],
-            "ignored": [breakdown.IGNORED],
-        }
-        found = {name: image.queries[np.isin(verdict.kind, kind)] for name, kind in kinds.items()}
-        return found | {"hit_targets": verdict.target[verdict.kind == breakdown.HIT], "missed": verdict.missed}
+        found["errors"], found["worst_images"] = breakdown.count_errors(images, limits)
+        for label, (name, own) in enumerate(ranked.items()):
+            by_class = {
+                "boxes": int(own.positives[0]),
+                "pr_curves": {"0.5": breakdown.precision_recall(own, 0), "0.75": breakdown.precision_recall(own, 5)},
+                "threshold_curves": breakdown.threshold_curve(own),
+                "by_size": breakdown.by_size(sized[label], limits[name]),
+                "by_density": breakdown.by_density(own, images, label, limits[name]),
+            }
+            for key, value in by_class.items():
+                found.setdefault(key, {})[name] = value
+        return found
 
 
 def _coco_numbers(ranked: Ranked) -> dict[str, float]:
     """One class's COCO numbers; a key's number is the mean of its curves' precision (map) or final recall (mar)."""
     standard = ranked.top(100)
-    curves = {
-        "map": (full := standard.curves(0)),
-        "map_50": full[:1],
-        "map_75": full[5:6],
-        "mar_1": ranked.top(1).curves(0),
-        "mar_10": ranked.top(10).curves(0),
-        "mar_100": full,
-        "map_max300": (wide := ranked.top(300).curves(0)),
-        "mar_300": wide,
-    }
-    for a, name in enumerate(AREA_RANGES):
-        if name != "all":
-            curves[f"map_{name}"] = curves[f"mar_{name}"] = standard.curves(a)
+    curves = {"map": standard.curves(0)}
+    curves |= {"map_50": curves["map"][:1], "map_75": curves["map"][5:6], "mar_100": curves["map"]}
+    curves |= {"mar_1": ranked.top(1).curves(0), "mar_10": ranked.top(10).curves(0)}
+    curves["map_max300"] = curves["mar_300"] = ranked.top(300).curves(0)
+    for a, name in list(enumerate(AREA_RANGES))[1:]:
+        curves[f"map_{name}"] = curves[f"mar_{name}"] = standard.curves(a)
     return {
         key: float(np.mean([c.precision.mean() if key.startswith("map") else c.recall for c in own]))
         for key, own in curves.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from rich.progress import track
 from transformers import DetrForObjectDetection, DetrImageProcessor
 
 from recipe.augment import Transform
+from recipe.coco import xywh
 from recipe.data import collate, normalise
 from recipe.draw import draw_boxes
-from recipe.evaluate import load_processor
+from recipe.evaluate import load_processor, writable
 from recipe.geometry import Geometry
 from recipe.images import decode, render
 from recipe.model import load_model
@@ -30,7 +31,6 @@ from recipe.schema import CLASS_NAMES, UserError
 logger = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-DEFAULT_THRESHOLD = 0.5
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -41,11 +41,7 @@ def predict(options: argparse.Namespace) -> int:
     thresholds = class_thresholds(model, options.threshold)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).eval()
-    out = Path(options.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
+    out = writable(Path(options.out))
     results: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     for number, path in enumerate(track(paths, description="predict", disable=not logger.isEnabledFor(logging.INFO))):
@@ -75,31 +71,28 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         UserError: a path that is not there, or no image at all.
     """
 
-    def files() -> Iterator[Path]:
-        for name in paths:
-            path = Path(name)
-            if not path.exists():
-                raise UserError(f"{path}: no such file or folder")
-            below = sorted(path.rglob("*")) if path.is_dir() else [path]
-            yield from (item for item in below if item.suffix.lower() in SUFFIXES)
-
-    found = list(files())
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        found += sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [path for path in found if path.suffix.lower() in SUFFIXES]
     if not found:
         raise UserError(f"no images in {', '.join(paths)}; read are {', '.join(sorted(SUFFIXES))}")
     return found
 
 
 def class_thresholds(model: DetrForObjectDetection, wished: float | None) -> list[float]:
-    """One score per class: as wished, else those of best F1 that the checkpoint's config carries."""
+    """One score per class: as wished, else those of best F1 that the checkpoint's config carries, else 0.5."""
     carried = getattr(model.config, "detection_thresholds", None) or {}
-    return [wished if wished is not None else carried.get(name, DEFAULT_THRESHOLD) for name in CLASS_NAMES]
+    return [wished if wished is not None else carried.get(name, 0.5) for name in CLASS_NAMES]
 
 
 @torch.inference_mode()
 def detect(
     model: DetrForObjectDetection, processor: DetrImageProcessor, pixels: np.ndarray, thresholds: Sequence[float]
 ) -> dict[str, np.ndarray]:
-    """Detections of one image, uint8 [h, w, 3] RGB, on the canvas that training used.
+    """Detections above the thresholds of one image, uint8 [h, w, 3] RGB, on the canvas that training used.
 
     Returns:
         boxes [n, 4] xyxy in pixels of the image, scores [n], labels [n].
@@ -120,22 +113,16 @@ def detect(
     labels = [{key: value.to(model.device) for key, value in batch["labels"][0].items()}]
     inputs = normalise({"pixel_values": batch["pixel_values"].to(model.device), "labels": labels})
     outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-    found = processor.post_process_object_detection(
-        outputs, threshold=min(thresholds), target_sizes=[(height, width)]
-    )[0]
+    (found,) = processor.post_process_object_detection(outputs, min(thresholds), target_sizes=[(height, width)])
     arrays = {key: value.cpu().numpy() for key, value in found.items()}
-    keep = arrays["scores"] >= np.asarray(thresholds)[arrays["labels"]]
+    keep = arrays["scores"] > np.asarray(thresholds)[arrays["labels"]]
     return {key: value[keep] for key, value in arrays.items()}
 
 
 def coco_results(image_id: int, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Detections in COCO's results form: bbox is [x, y, w, h] in pixels, category_id 0 is person, 1 head."""
+    boxes, scores = xywh(found["boxes"]).round(2).tolist(), found["scores"].astype(np.float64).round(5).tolist()
     return [
-        {
-            "image_id": image_id,
-            "category_id": int(label),
-            "bbox": [round(float(value), 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-            "score": round(float(score), 5),
-        }
-        for (x0, y0, x1, y1), score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True)
+        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+        for label, box, score in zip(found["labels"].tolist(), boxes, scores, strict=True)
     ]

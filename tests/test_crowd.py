@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from pycocotools import mask
 from scipy.optimize import linear_sum_assignment
 
-from recipe.breakdown import SIZE_NAMES, operating_points
+from recipe.breakdown import (
+    BACKGROUND,
+    BADLY_PLACED,
+    DUPLICATE,
+    HIT,
+    IGNORED,
+    SIZE_NAMES,
+    UNUSED,
+    WRONG_CLASS,
+    judge,
+    operating_points,
+)
 from recipe.coco import Ranked
 from recipe.crowd import log_average_miss_rate
 from recipe.metrics import DetectionMetrics
@@ -234,7 +245,7 @@ def test_the_recall_ceiling_counts_boxes_beyond_the_queries():
 
 
 def one_of_each_kind():
-    """Given in this order: a hit, its duplicate, a head called person, a box pushed aside, background (a fifth of it
+    """A hit, its duplicate, a head called person, a box pushed aside, background (a fifth of it
     in the crowd region), one in the crowd region, one below the threshold. Targets: the person found, a head, the
     person under the pushed box, the region."""
     people = [(square(0, 0), PERSON), (square(100, 0), HEAD), (square(200, 0), PERSON), ([300, 0, 400, 100], PERSON)]
@@ -250,16 +261,13 @@ def one_of_each_kind():
     return add(DetectionMetrics(), 7, found, people, crowd=[0, 0, 0, 1])
 
 
-def test_every_detection_gets_its_kind_by_its_place_in_the_input():
-    parts = one_of_each_kind().match_image(7, {"person": 0.5, "head": 0.5})
-    assert {name: part.tolist() for name, part in parts.items()} == {
-        "hits": [0],
-        "hit_targets": [0],
-        "duplicates": [1],
-        "false_positives": [4, 3, 2],  # best score first
-        "ignored": [5],
-        "missed": [1, 2],
-    }
+def test_every_detection_gets_its_kind():
+    (image,) = one_of_each_kind().state()
+    verdict = judge(image, np.array([0.5, 0.5]))
+    # Best score first: in the region, background, pushed aside, the hit, the head, the duplicate, below the threshold.
+    assert verdict.kind.tolist() == [IGNORED, BACKGROUND, BADLY_PLACED, HIT, WRONG_CLASS, DUPLICATE, UNUSED]
+    assert verdict.target.tolist() == [-1, -1, -1, 0, -1, -1, -1]
+    assert verdict.missed.tolist() == [1, 2]
 
 
 def test_errors_are_counted_per_class_at_the_best_f1():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from recipe.breakdown import judge
 from recipe.metrics import DetectionMetrics
 from recipe.schema import UserError
 
@@ -159,8 +160,8 @@ def test_chains_and_ties_end_as_in_pycocotools(found, targets, hit_targets):
     }
     image |= {"labels": np.zeros(len(found), int), "size": (20, 20), "target_area": None, "iscrowd": None}
     image |= {"target_xyxy": shifted(*targets), "target_labels": np.zeros(len(targets), int)}
-    matched = collect([image]).match_image(1, {"person": 0.5, "head": 0.5})
-    assert matched["hit_targets"].tolist() == hit_targets
+    (seen,) = collect([image]).state()
+    assert judge(seen, np.array([0.5, 0.5])).target.tolist() == hit_targets
     assert_equal_to_pycocotools([image])
 
 
