@@ -53,11 +53,11 @@ def plan(folder: YoloFolder, shard_size: int, salt: str) -> list[Shard]:
         groups: list[list[Entry]] = [[]]
         room = shard_size
         for entry in listing.entries:
-            if groups[-1] and entry.size > room:
+            if groups[-1] and entry.stamp[0] > room:
                 groups.append([])
                 room = shard_size
             groups[-1].append(entry)
-            room -= entry.size
+            room -= entry.stamp[0]
         for index, group in enumerate(groups):
             key = repr((__version__, pa.__version__, salt, sorted(folder.classes.items()), next_id, group))
             digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()

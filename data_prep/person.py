@@ -66,17 +66,18 @@ def _cloth(rng: np.random.Generator) -> np.ndarray:
 def _draw_head(
     canvas: Canvas, rng: np.random.Generator, centre: np.ndarray, half: float, turn: float, skin: np.ndarray
 ) -> None:
-    """A head of the half height `half`: seen from behind, from the front or from the side, with hair or a hat."""
-    radii, hair = np.array([0.74, 1.0]) * half, rng.choice(HAIR)
+    """A head of the half height `half`: from behind, from the front or from the side, with hair or a hat."""
+
+    def part(x: float, y: float, wide: float, high: float, colour: np.ndarray) -> None:
+        canvas.ellipse(centre + np.array([x, y]) * half, np.array([wide, high]) * half, colour)
+
+    hair = rng.choice(HAIR)
     if rng.random() < 0.3:  # long hair
-        canvas.ellipse(centre + np.array([0, 0.35]) * half, radii * [1.12, 1], hair * 0.9)
-    canvas.ellipse(centre, radii, hair)
-    if abs(turn) == 1 or rng.random() < 0.5:  # the face, and what can be seen in it
-        face = centre + np.array([0.3 * turn, 0.22]) * half
-        canvas.ellipse(face, radii * [0.86, 0.8], skin)
-        for eye in (-0.26, 0.26) if half > 5 else ():
-            canvas.ellipse(face + np.array([eye + 0.15 * turn, -0.12]) * half, 0.08 * half, DARK)
+        part(0, 0.35, 0.83, 1, hair * 0.9)
+    part(0, 0, 0.74, 1, hair)
+    if abs(turn) == 1 or rng.random() < 0.5:  # the face
+        part(0.3 * turn, 0.22, 0.64, 0.8, skin)
+        part(0.45 * turn - 0.26, 0.1, 0.08, 0.08, DARK)
+        part(0.45 * turn + 0.26, 0.1, 0.08, 0.08, DARK)
     if rng.random() < 0.18:
-        hat = _cloth(rng)
-        canvas.ellipse(centre - [0, 0.5 * half], radii * [1.0, 0.55], hat)
-        canvas.ellipse(centre + np.array([turn * 0.3, -0.32]) * half, radii * [1.25, 0.14], hat * 0.8)
+        part(0, -0.5, 0.74, 0.55, _cloth(rng))

@@ -111,24 +111,15 @@ def _claimed(out: Path, root: Path) -> Iterator[Path]:
             mark.write_text(source)
             try:
                 yield work
-            except UserError:
-                _discard(out, work)
+            except UserError:  # take away what this run made, and leave a dataset that was packed before as it was
+                for path in [*work.glob("*.parquet"), *work.glob("*.part")] if occupied else []:
+                    path.unlink()
+                if not occupied:
+                    shutil.rmtree(out)
                 raise
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write to {out}: {reason}. Give --out a folder on a disk with room") from error
-
-
-def _discard(out: Path, work: Path) -> None:
-    """Take away what this run made, and leave a dataset that was packed before as it was."""
-    if (out / "manifest.json").exists():
-        for path in [*work.glob("*.parquet"), *work.glob("*.part")]:
-            path.unlink()
-        return
-    shutil.rmtree(work)
-    shutil.rmtree(out / "data", ignore_errors=True)
-    with contextlib.suppress(OSError):
-        out.rmdir()
 
 
 def _account(folder: YoloFolder, written: Written, work: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def draw_street(rng: np.random.Generator, width: int, height: int, people: int) 
             draw_person(canvas, rng, foot, focal / z, drawn)
         else:
             _draw_tree(canvas, rng, foot, focal / z)
-    return _develop(canvas, rng, width, height), _boxes(canvas, drawn)
+    return _develop(canvas, rng), _boxes(canvas, drawn)
 
 
 def _boxes(canvas: Canvas, people: int) -> np.ndarray:
@@ -65,12 +65,12 @@ def _boxes(canvas: Canvas, people: int) -> np.ndarray:
     return np.array(boxes, float).reshape(-1, 5)
 
 
-def _develop(canvas: Canvas, rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """From the supersampled canvas to something that looks taken by a camera: softness, light, noise."""
-    picture = cv2.resize(canvas.pixels, (width, height), interpolation=cv2.INTER_AREA)
+def _develop(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """What a camera adds: softness, light, noise."""
+    picture = cv2.resize(canvas.pixels, None, fx=1 / SCALE, fy=1 / SCALE, interpolation=cv2.INTER_AREA)
     picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.35, 0.7))
     light = rng.uniform(0.85, 1.1) * rng.uniform(0.95, 1.05, 3)
-    noise = rng.uniform(2.0, 5.0) * rng.standard_normal((height, width, 1), np.float32)
+    noise = rng.uniform(2.0, 5.0) * rng.standard_normal((*picture.shape[:2], 1), np.float32)
     return np.clip(picture * light.astype(np.float32) + noise, 0, 255).astype(np.uint8)
 
 

@@ -32,11 +32,6 @@ class Entry(NamedTuple):
     image: str
     label: str | None
     stamp: tuple[int, ...]  # image size in bytes and mtime in ns, then the label file's
-    clash: str = ""  # why the pair cannot be told apart from another
-
-    @property
-    def size(self) -> int:
-        return self.stamp[0]
 
 
 @dataclass
@@ -72,7 +67,8 @@ def open_folder(yolo_dir: Path) -> YoloFolder:
     """List the splits and pair images with label files. Reads data.yaml and folder listings, no image and no label.
 
     Raises:
-        UserError: no such folder, no data.yaml, other class names than `CLASS_NAMES`, a split without images.
+        UserError: no such folder, no data.yaml, other class names than `CLASS_NAMES`, a split without images, images
+            that two splits share or that share a label file.
     """
     if not yolo_dir.is_dir():
         raise UserError(f"there is no folder {yolo_dir}: give the folder that holds data.yaml")
@@ -122,9 +118,7 @@ def _list_split(root: Path, where: Any, key: str) -> Split:
     if not images.is_dir() and where.startswith("../"):  # Roboflow exports count from a folder of their own
         images = root / where.removeprefix("../")
     if not images.is_dir():
-        raise UserError(
-            f"the `{key}` images should be in {images}, which is not a folder: correct `{key}:` in data.yaml"
-        )
+        raise UserError(f"the `{key}` images should be in {images}: correct `{key}:` in data.yaml")
     if images.name != "images" and (images / "images").is_dir():
         images = images / "images"
     parts = list(Path(os.path.relpath(images, root)).parts)
@@ -132,7 +126,7 @@ def _list_split(root: Path, where: Any, key: str) -> Split:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     labels = root.joinpath(*parts)
     if not labels.is_dir():
-        raise UserError(f"the `{key}` label files should be in {labels}, which is not a folder (it may be empty)")
+        raise UserError(f"the `{key}` label files should be in {labels}: make this folder, it may be empty")
     split = _pair(root, images, labels)
     if not split.entries:
         raise UserError(f"the `{key}` split has no images: {images} holds no {' '.join(IMAGE_SUFFIXES)} file")
@@ -146,19 +140,18 @@ def _pair(root: Path, images: Path, labels: Path) -> Split:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() == ".txt" and os.path.basename(name) not in NOT_LABELS:
             label_of[stem] = (_relative(labels / name, root), stamp)
-    found = _files(images)
-    same_stem = Counter(os.path.splitext(name)[0] for name, _ in found if name.lower().endswith(IMAGE_SUFFIXES))
-    unused = label_of.copy()
-    for name, stamp in found:
+    stems: dict[str, str] = {}
+    for name, stamp in _files(images):
         stem, suffix = os.path.splitext(name)
         file = _relative(images / name, root)
         if suffix.lower() in IMAGE_SUFFIXES:
-            label, label_stamp = unused.pop(stem, (None, ()))
-            clash = f"{same_stem[stem]} images share the label {stem}.txt" if same_stem[stem] > 1 else ""
-            split.entries.append(Entry(name, file, label, stamp + label_stamp, clash))
+            if stems.setdefault(stem, name) != name:
+                raise UserError(f"{stems[stem]} and {name} in {images} share the label {stem}.txt: rename one of them")
+            label, label_stamp = label_of.pop(stem, (None, ()))
+            split.entries.append(Entry(name, file, label, stamp + label_stamp))
         elif labels != images or suffix.lower() != ".txt":
             split.problems.append(Problem(file, 0, "not_an_image", "ignored", f"suffix {suffix or 'missing'}"))
-    for file, _ in unused.values():
+    for file, _ in label_of.values():
         lines = len(label_lines((root / file).read_bytes()))
         split.orphan_boxes += lines
         split.problems.append(Problem(file, 0, "label_without_image", "ignored", f"{lines} boxes"))
@@ -216,9 +209,6 @@ def read_example(folder: YoloFolder, entry: Entry) -> Example:
     rule = "unreadable_label"
     try:
         lines = (folder.root / entry.label).read_bytes() if entry.label else b""
-        rule = "ambiguous_label"
-        if entry.clash:
-            raise ValueError(entry.clash)
         rule = "unreadable_image"
         data = (folder.root / entry.image).read_bytes()
         width, height = image_size(data)

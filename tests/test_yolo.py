@@ -225,12 +225,10 @@ def test_a_subset_of_the_names_refuses_the_other_class(tmp_path):
     assert (problem.rule, problem.action) == ("class", "refused")
 
 
-def test_two_images_with_one_label_file_are_both_refused(tmp_path):
+def test_two_images_with_one_label_file_are_refused(tmp_path):
     train = {"a.jpg": (picture(), "0 0.5 0.5 0.2 0.2\n"), "a.png": (picture(form="PNG"), None)}
-    folder = open_folder(write_folder(tmp_path, train))
-    examples = list(scan(folder, folder.splits["train"].entries, 1))
-    assert [[p.rule for p in example.labels.problems] for example in examples] == [["ambiguous_label"]] * 2
-    assert sum(example.labels.boxes_in for example in examples) == 1
+    with pytest.raises(UserError, match=r"a.jpg and a.png in .* share the label a.txt"):
+        open_folder(write_folder(tmp_path, train))
 
 
 def test_files_that_belong_to_no_image_are_listed(tmp_path):
