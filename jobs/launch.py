@@ -98,6 +98,8 @@ def check_training_flags(config: Config, rest: list[str]) -> float:
     """Let transformers judge the flags that are its own. Returns the number of epochs."""
     if config.preset == "full" and not config.data:
         raise UserError("--data USER/CROWD is missing after `--`")
+    if flag(rest, "hub_token") is not None:
+        raise UserError("--hub_token: a job's command can be read by others; the job gets your token as a secret")
     default = float(training_defaults(config)["num_train_epochs"])
     try:
         from recipe.train import training_arguments

@@ -11,13 +11,15 @@ import sys
 import threading
 import time
 
+import httpx2
 import pytest
 from huggingface_hub import CommitOperationAdd, constants
 from loopback.spaces import break_build
 from loopback_hub import LoopbackHub
 
 from jobs import job as job_room
-from jobs import launch
+from jobs import launch, preflight
+from recipe.schema import UserError
 
 FINE = {"alice": ["repo.write"]}  # but not job.write
 USERS = {
@@ -119,6 +121,12 @@ def test_no_token_is_ever_printed(hub, stand_in, capsys):
     start()
     said = capsys.readouterr()
     assert "hf_alice" not in said.out + said.err
+
+
+def test_a_token_on_the_command_line_is_refused(hub, capsys):
+    said = refused(hub, capsys, train=[*TRAIN, "--hub_token", "hf_alice"])
+    assert "as a secret" in said
+    assert "hf_alice" not in said
 
 
 def test_the_command_carries_the_users_flags_and_a_deadline_below_the_timeout(hub, capsys):
@@ -362,3 +370,49 @@ def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp
 def test_without_a_pace_the_launcher_says_so(hub, capsys):
     start("--dry-run")
     assert "no pace was measured" in capsys.readouterr().err
+
+
+def registry(monkeypatch, status):
+    """An image registry which, as they all do, sends even anonymous callers for a token first."""
+    asked = []
+
+    def head(url, headers, **_):
+        asked.append(url)
+        if headers.get("Authorization") == "Bearer anybody":
+            return httpx2.Response(status)
+        challenge = 'Bearer realm="https://auth.example/token",service="images",scope="repository:alice/recipe:pull"'
+        return httpx2.Response(401, headers={"WWW-Authenticate": challenge})
+
+    def get(url, params, **_):
+        assert params == {"service": "images", "scope": "repository:alice/recipe:pull"}
+        return httpx2.Response(200, json={"token": "anybody"})
+
+    monkeypatch.setattr(httpx2, "head", head)
+    monkeypatch.setattr(httpx2, "get", get)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("ghcr.io/alice/recipe:v1", "https://ghcr.io/v2/alice/recipe/manifests/v1"),
+        ("alice/recipe", "https://registry-1.docker.io/v2/alice/recipe/manifests/latest"),
+        ("ghcr.io/alice/recipe@sha256:ab", "https://ghcr.io/v2/alice/recipe/manifests/sha256:ab"),
+    ],
+)
+def test_a_public_image_is_found_in_its_registry(monkeypatch, name, url):
+    asked = registry(monkeypatch, 200)
+    assert preflight.registry(name) == (True, f"{name}: the registry answers 200")
+    assert asked == [url, url]
+
+
+def test_an_image_that_is_not_public_is_refused_and_an_unreachable_registry_is_a_note(monkeypatch):
+    registry(monkeypatch, 404)
+    with pytest.raises(UserError, match="not there or not public"):
+        preflight.registry("ghcr.io/alice/recipe")
+
+    def away(*_, **__):
+        raise httpx2.ConnectError("no route")
+
+    monkeypatch.setattr(httpx2, "head", away)
+    assert preflight.registry("ghcr.io/alice/recipe")[0] is None
