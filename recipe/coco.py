@@ -64,7 +64,7 @@ def clip(image: ImageBoxes, xyxy: np.ndarray) -> np.ndarray:
 
 
 def overlapping(images: Sequence[ImageBoxes]) -> tuple[np.ndarray, np.ndarray]:
-    """[P] detection and [P] target of all pairs of one image and class that overlap; the IoU of all takes 3 x as long."""
+    """[P] detection and [P] target of all pairs of one image and class that overlap; the IoU of all is slower."""
     dets, targets, first_det, first_target = [], [], 0, 0
     for image in images:
         box, target = image.boxes.astype(np.float64).T[..., None], image.targets.T  # [4, N, 1], [4, M]

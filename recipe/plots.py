@@ -37,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e4e6ea",
     "legend.edgecolor": "none",
     "legend.fontsize": 9,
+    "legend.loc": "upper right",  # "best" is slow with many points
     "lines.linewidth": 1.8,
 }
 SIZE_TICKS = (2, 4, 8, 16, 32, 64, 96, 256, 512)  # pixels; 8, 16, 32 and 96 part the size bins
@@ -86,7 +87,9 @@ def learning_curves(path: Path, history: Rows) -> bool:
         for axes, title in zip(panels, titles, strict=True):
             axes.set(title=title, xlabel="epoch", xlim=(0, None), ylim=(0, max(1.1 * axes.get_ylim()[1], 0.1)))
             if axes.lines:
-                axes.legend(ncols=2 if axes is by_layer else 1)
+                axes.legend(
+                    ncols=2 if axes is by_layer else 1, loc=f"upper {'left' if axes is precision else 'right'}"
+                )
     return True
 
 

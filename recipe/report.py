@@ -26,13 +26,19 @@ PICTURES = {  # name of the PNG: title, caption
     "errors": ("Kinds of errors", "At the threshold of best F1; a badly placed box has an IoU of 0.1 to 0.5."),
     "where": (
         "Where it fails",
-        "A pale bar far above its dark one asks for better scores, a low one for better sight.",
+        "A pale bar far above its dark one asks for better scores, a low one for more pixels.",
     ),
     "worst": ("The images with most missed boxes", "Each picture shows where most missed boxes, filled orange, lie."),
     "predictions": ("Labels and predictions", "Labels on the left, predictions above the best-F1 threshold beside."),
     "thresholds": ("Choosing a threshold", "A curve for IoU 0.75 far below the other: boxes are only loosely placed."),
     "curves": ("The training", "Validation loss rising while training loss falls is over-fitting; mAP should rise."),
     "data": ("The evaluated images", "Boxes per image and their sizes: below 8 pixels there is little to see."),
+}
+FALSE_DETECTIONS = {  # kind: the share of the detections from which on it is worth a sentence, what to do
+    "duplicate": (0.05, "are second boxes on something already found: more epochs suppress them"),
+    "wrong_class": (0.05, "have the place right and the class wrong: check the labels of both classes"),
+    "badly_placed": (0.1, "touch a labelled box without fitting it: try more epochs or a higher resolution"),
+    "background": (0.15, "lie on nothing labelled: look at worst.png whether people are there without a label"),
 }
 
 
@@ -48,16 +54,12 @@ def write_report(
     """Write FOLDER/report/report.md, metrics.json and the PNGs.
 
     Args:
-        dataset: the evaluated split, for its photographs and statistics.
         history: rows of metrics.jsonl, for the curves; none for a bare evaluation.
         record: run.json's contents, or what `recipe evaluate` was given; FOLDER/run.json when None.
-        compare: an earlier evaluation's metrics.json.
+        compare: an earlier evaluation's metrics.json; UserError if it is none.
 
     Returns:
         What stands in metrics.json: the metrics by name, "details" (`DetectionMetrics.details()`) and "record".
-
-    Raises:
-        UserError: `compare` is no metrics.json.
     """
     earlier = read_metrics(compare) if compare is not None else None
     values, details = metrics.compute(), metrics.details()
@@ -82,11 +84,7 @@ def write_report(
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """An earlier evaluation's metrics.json.
-
-    Raises:
-        UserError: there is none, or it holds something else.
-    """
+    """An earlier evaluation's metrics.json; UserError if it is none."""
     try:
         found = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -185,7 +183,10 @@ def next_steps(details: Mapping[str, Any], history: Rows, shrink: float, num_que
         if lost > 0.1:
             steps.append(f"Another {lost:.0%} of `{name}` boxes are found with scores below the threshold: lower "
                          "`--threshold` in `recipe predict` where a miss costs more than a false alarm.")  # fmt: skip
-    steps += false_detections(errors)
+        detections = sum(errors[name].values()) - errors[name]["missed"]
+        for kind, (limit, text) in FALSE_DETECTIONS.items():
+            if errors[name][kind] > limit * detections:
+                steps.append(f"{errors[name][kind] / detections:.0%} of the `{name}` detections {text}.")
     if details["recall_ceiling"] < 0.99:
         steps.append(f"{1 - details['recall_ceiling']:.1%} of the boxes cannot be found at all, because their images "
                      f"hold more than {num_queries}: raise `--num_queries`.")  # fmt: skip
@@ -195,22 +196,6 @@ def next_steps(details: Mapping[str, Any], history: Rows, shrink: float, num_que
     elif len(maps) > 2 and maps[-1] < 0.98 * max(maps):
         steps.append(f"mAP has fallen from {max(maps):.3f} to {maps[-1]:.3f}: stop earlier, or augment more.")
     return [f"- {step}" for step in steps or ["No single weakness stands out: try more epochs or more data."]]
-
-
-def false_detections(errors: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """A sentence for each kind of false detection that is frequent in a class."""
-    advice = {
-        "duplicate": (0.05, "are second boxes on something already found: more epochs suppress them"),
-        "wrong_class": (0.05, "have the place right and the class wrong: check the labels of both classes"),
-        "badly_placed": (0.1, "touch a labelled box without fitting it: try more epochs or a higher resolution"),
-        "background": (0.15, "lie on nothing labelled: look at worst.png whether people are there without a label"),
-    }
-    return [
-        f"{kinds[kind] / (sum(kinds.values()) - kinds['missed']):.0%} of the `{name}` detections {text}."
-        for name, kinds in errors.items()
-        for kind, (limit, text) in advice.items()
-        if kinds[kind] > limit * (sum(kinds.values()) - kinds["missed"])
-    ]
 
 
 def print_summary(folder: Path, metrics: DetectionMetrics) -> None:

@@ -10,6 +10,7 @@ import packed
 import pytest
 
 from recipe import tables
+from recipe.cli import main
 from recipe.report import next_steps, print_summary, write_report
 from recipe.schema import UserError
 
@@ -111,6 +112,13 @@ def test_a_file_to_compare_with_that_holds_no_metrics_is_refused_by_name(written
         path.write_text(content)
     with pytest.raises(UserError, match=f"--compare {re.escape(str(path))}"):
         write_report(tmp_path, written[1], data, compare=path)
+
+
+def test_a_mistyped_file_to_compare_with_is_found_before_anything_is_loaded(tmp_path, capsys):
+    """After the evaluation it would have cost an hour."""
+    typo = str(tmp_path / "typo.json")
+    assert main(["evaluate", str(tmp_path / "no-model"), "--data", "nowhere", "--compare", typo]) == 2
+    assert f"--compare {typo}" in capsys.readouterr().err
 
 
 def test_the_published_numbers_are_cited_and_their_difference_is_said(written):

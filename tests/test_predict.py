@@ -1,0 +1,43 @@
+"""What `recipe predict` keeps, and the form it writes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from recipe.predict import class_thresholds, coco_results, detect
+
+
+def test_a_score_is_kept_above_its_class_s_threshold_as_the_metrics_count_it():
+    """The carried threshold lies between two scores; at a wished 0.5 the library and the metrics drop 0.5 itself."""
+    scores, labels = torch.tensor([0.5, 0.75, 0.5, 0.75]), torch.tensor([0, 0, 1, 1])
+    found = {"scores": scores, "labels": labels, "boxes": torch.zeros(4, 4)}
+
+    class Model:
+        device = "cpu"
+
+        def __call__(self, **inputs):
+            assert inputs["pixel_values"].shape[-2:] == inputs["pixel_mask"].shape[-2:]
+
+    processor = SimpleNamespace(
+        size={"shortest_edge": 64, "longest_edge": 96}, post_process_object_detection=lambda *_, **__: [found]
+    )
+    kept = detect(Model(), processor, np.zeros((60, 90, 3), np.uint8), [0.5, 0.25])
+    assert kept["labels"].tolist() == [0, 1, 1]
+    assert kept["scores"].tolist() == [0.75, 0.5, 0.75]
+
+
+def test_a_threshold_is_as_wished_else_the_checkpoints_else_one_half():
+    model = SimpleNamespace(config=SimpleNamespace(detection_thresholds={"head": 0.25}))
+    assert class_thresholds(model, None) == [0.5, 0.25]
+    assert class_thresholds(model, 0.0) == [0.0, 0.0]
+    assert class_thresholds(SimpleNamespace(config=SimpleNamespace()), None) == [0.5, 0.5]
+
+
+def test_results_are_cocos_boxes_as_plain_numbers():
+    found = {"boxes": np.array([[1.0, 2, 4, 8]], np.float32), "scores": np.array([0.9], np.float32),
+             "labels": np.array([1])}  # fmt: skip
+    expected = [{"image_id": 3, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.9}]
+    assert coco_results(3, found) == expected
