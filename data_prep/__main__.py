@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from recipe.schema import UserError
 
 
 def size(text: str) -> int:
-    """`256MB` or `1GiB` as a number of bytes."""
-    from datasets.utils.py_utils import convert_file_size_to_int
-
-    return int(convert_file_size_to_int(text))
+    """`256MB` or `1GB` as a number of bytes."""
+    match = re.fullmatch(r"([1-9]\d*)(MB|GB)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 256MB or 1GB")
+    return int(match[1]) * {"MB": 10**6, "GB": 10**9}[match[2]]
 
 
 def count(text: str) -> int:

@@ -66,10 +66,9 @@ def plan(folder: YoloFolder, shard_size: int, salt: str) -> list[Shard]:
     return shards
 
 
-def record(shard: Shard, work: Path) -> dict[str, Any]:
-    """What was noted when the shard was written: fingerprint, sha256, bytes, tally, problems."""
-    found: dict[str, Any] = json.loads((work / f"{shard.stem}.json").read_text())
-    return found
+def record(shard: Shard, work: Path) -> Any:
+    """What was noted when the shard was written: {fingerprint, sha256, tally, problems}."""
+    return json.loads((work / f"{shard.stem}.json").read_text())
 
 
 def finished(shard: Shard, work: Path, data: Path) -> Path | None:

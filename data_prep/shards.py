@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,10 +112,12 @@ def _claimed(out: Path, root: Path) -> Iterator[Path]:
             try:
                 yield work
             except UserError:  # take away what this run made, and leave a dataset that was packed before as it was
-                for path in [*work.glob("*.parquet"), *work.glob("*.part")] if occupied else []:
+                for path in [*work.glob("*.parquet"), *work.glob("*.part")]:
                     path.unlink()
                 if not occupied:
-                    shutil.rmtree(out)
+                    shutil.rmtree(work)
+                    with contextlib.suppress(OSError):  # a link or a mounted folder stays
+                        out.rmdir()
                 raise
     except OSError as error:
         reason = error.strerror or error
@@ -139,7 +141,8 @@ def _account(folder: YoloFolder, written: Written, work: Path) -> dict[str, Any]
                 images = pq.read_metadata(path).num_rows
                 size = path.stat().st_size
                 files.append({"name": shard.name, "images": images, "bytes": size, "sha256": record["sha256"]})
-                _write_problems(rows, record["problems"])
+                problems = map(Problem._make, record["problems"])
+                rows.writerows(p._replace(action="left out") if p.action == "refused" else p for p in problems)
             splits[name] = counts = tally.summary() | {"files": files}
             packed = sum(shard["images"] for shard in files)
             if not counts["images_in"] == len(split.entries) == packed + counts["images_left_out"]:
@@ -149,12 +152,6 @@ def _account(folder: YoloFolder, written: Written, work: Path) -> dict[str, Any]
             if not packed:
                 raise UserError(f"every image of the {name} split was left out: nothing to pack")
     return {"data_prep": __version__, "classes": list(CLASS_NAMES), "splits": splits}
-
-
-def _write_problems(rows: Any, problems: Iterable[list[Any]]) -> None:
-    """Append to problems.csv, where what was refused has been left out."""
-    for file, line, rule, action, detail in problems:
-        rows.writerow([file, line, rule, "left out" if action == "refused" else action, detail])
 
 
 def _finish(out: Path, work: Path, written: Written) -> None:

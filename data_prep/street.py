@@ -15,7 +15,7 @@ from data_prep.canvas import SCALE, Canvas
 from data_prep.person import draw_person
 
 SKIES = np.array(
-    [[(120, 165, 215), (215, 228, 238)], [(168, 176, 186), (214, 216, 218)], [(96, 100, 150), (238, 190, 150)]], float
+    [(120, 165, 215, 215, 228, 238), (168, 176, 186, 214, 216, 218), (96, 100, 150, 238, 190, 150)], float
 )
 
 
@@ -76,7 +76,7 @@ def _develop(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 def _draw_surroundings(canvas: Canvas, rng: np.random.Generator, half: float) -> None:
     """Sky, road and pavements, and along both sides a row of houses, the far ones first."""
-    sky = rng.choice(SKIES)
+    sky = rng.choice(SKIES).reshape(2, 3)  # above, and at the horizon
     canvas.haze = sky[1]
     horizon = int(canvas.centre[1] * SCALE)
     down = np.linspace(0, 1, horizon)[:, None]

@@ -74,10 +74,7 @@ def open_folder(yolo_dir: Path) -> YoloFolder:
         raise UserError(f"there is no folder {yolo_dir}: give the folder that holds data.yaml")
     path = yolo_dir / "data.yaml"
     if not path.is_file():
-        raise UserError(
-            f"{yolo_dir} holds no data.yaml: it must name `train:`, `val:` and `names: [{', '.join(CLASS_NAMES)}]`; "
-            "`python -m data_prep sample OUT` writes an example"
-        )
+        raise UserError(f"{yolo_dir} holds no data.yaml: `python -m data_prep sample OUT` writes an example")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -104,9 +101,9 @@ def _class_ids(names: Any, path: Path) -> dict[int, int]:
         raise UserError(f"{path} needs `names: [{', '.join(CLASS_NAMES)}]`, found {names!r}") from None
     values = list(found.values())
     if not values or set(values) - set(CLASS_NAMES) or len(set(values)) < len(values):
+        allowed = f"allowed are {' and '.join(CLASS_NAMES)}, each once, in any order"
         raise UserError(
-            f"{path} names the classes {', '.join(values) or 'nothing'}; allowed are {' and '.join(CLASS_NAMES)}, "
-            "each once, in any order: rename them in data.yaml, and take other classes out of the label files"
+            f"{path} names the classes {', '.join(values) or 'nothing'}; {allowed}: rename or remove others"
         )
     return {number: CLASS_NAMES.index(name) for number, name in found.items()}
 

@@ -103,14 +103,23 @@ def test_train_and_val_in_one_folder_are_refused_in_one_line(tmp_path, capsys):
         assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["pack", "x"], ["pack", "x", "--out", "y", "--workers", "0"], ["sample"], ["move"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pack", "x"],
+        ["pack", "x", "--out", "y", "--workers", "0"],
+        ["pack", "x", "--out", "y", "--shard-size", "12"],
+        ["sample"],
+        ["move"],
+    ],
+)
 def test_a_wrong_flag_gives_exit_code_2(words):
     with pytest.raises(SystemExit) as error:
         run(*words)
     assert error.value.code == 2
 
 
-@pytest.mark.parametrize(("text", "expected"), [("256MB", 256_000_000), ("1GiB", 2**30)])
+@pytest.mark.parametrize(("text", "expected"), [("256MB", 256_000_000), ("1GB", 10**9)])
 def test_sizes_are_read_as_people_write_them(text, expected):
     assert size(text) == expected
 
