@@ -179,7 +179,13 @@ def watched(examples: Iterator[Example], total: int, what: str) -> Iterator[Exam
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(examples, what, total, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    if sys.stderr.isatty():
+        yield from track(examples, what, total, console=Console(stderr=True))
+        return
+    for number, example in enumerate(examples, start=1):  # a log gets plain lines, ten in all
+        if number % max(1, total // 10) == 0:
+            print(f"{what}: {number:,} of {total:,} images", file=sys.stderr, flush=True)
+        yield example
 
 
 def scan(folder: YoloFolder, entries: Iterable[Entry], workers: int) -> Iterator[Example]:
