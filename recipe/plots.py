@@ -180,7 +180,7 @@ def where_it_fails(path: Path, details: Mapping[str, Any]) -> bool:
             found.set(
                 title=f"Share of the boxes found, by {by}", ylim=(0, 1.08), xlabel=f"(boxes: {', '.join(colors)})"
             )
-        panels[2].legend(loc="upper left", bbox_to_anchor=(0, -0.26), ncols=4, fontsize=8)
+        panels[2].legend(loc="upper left", bbox_to_anchor=(0, -0.26), ncols=2, fontsize=8)
     return True
 
 
