@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DINOv3ViTBackbone, DINOv3ViTConfig
 
+from recipe.checkpoint import save_detector, write_backbone
 from recipe.config import parse_train
-from recipe.model import BACKBONE_PREFIX, build_model, freeze, save_detector, write_backbone
+from recipe.model import BACKBONE_PREFIX, build_model, freeze
 
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}

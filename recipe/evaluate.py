@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from transformers import DetrImageProcessor, TrainingArguments
 
+from recipe.checkpoint import load_model
 from recipe.config import Config
 from recipe.data import CrowdDataset, load_split
 from recipe.geometry import Geometry
-from recipe.model import load_model
 from recipe.report import print_summary, read_metrics, write_report
 from recipe.schema import UserError
 from recipe.trainer import CrowdTrainer

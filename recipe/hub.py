@@ -35,8 +35,8 @@ from recipe.backlog import (
     tag_of,
     unpushed,
 )
+from recipe.checkpoint import SHARDS, link
 from recipe.commits import addition, head, is_there, send_files, tree
-from recipe.model import SHARDS, link
 from recipe.run import RUN_FILE, check_same, is_whole, last_checkpoint, read_record
 from recipe.schema import UserError
 

@@ -19,13 +19,13 @@ from rich.progress import track
 from transformers import DetrForObjectDetection, DetrImageProcessor
 
 from recipe.augment import Transform
+from recipe.checkpoint import load_model
 from recipe.coco import xywh
 from recipe.data import collate, normalise
 from recipe.draw import draw_boxes
 from recipe.evaluate import load_processor, writable
 from recipe.geometry import Geometry
 from recipe.images import decode, render
-from recipe.model import load_model
 from recipe.schema import CLASS_NAMES, UserError
 
 logger = logging.getLogger(__name__)

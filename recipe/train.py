@@ -28,13 +28,14 @@ from transformers.integrations.integration_utils import TrackioCallback
 from recipe import run, tracking
 from recipe.annotations import Annotations, describe, summary
 from recipe.card import write_card
+from recipe.checkpoint import load_model, write_backbone
 from recipe.config import PILOT_CPU, Config, training_defaults
 from recipe.data import CrowdDataset, load_split
 from recipe.deadline import Deadline
 from recipe.geometry import Geometry
 from recipe.hub import RunRepo, open_run, report_unpushed
 from recipe.memory import fit
-from recipe.model import build_model, build_processor, freeze, load_model, write_backbone
+from recipe.model import build_model, build_processor, freeze
 from recipe.pictures import Pictures
 from recipe.schema import CLASS_NAMES, UserError
 from recipe.trainer import CrowdTrainer, NonFiniteLoss

@@ -23,10 +23,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from recipe.batches import fits_shared_memory
 from recipe.card import write_card
+from recipe.checkpoint import SHARDS, load_weights, save_detector
 from recipe.config import Config
 from recipe.data import CrowdDataset, OrientationBatchSampler, collate, normalise
 from recipe.metrics import DetectionMetrics
-from recipe.model import SHARDS, load_weights, save_detector
 from recipe.run import read_record, save_batch
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from loopback_hub import LoopbackHub
 
 from recipe.access import check_write_access, retry
 from recipe.backlog import PUSHED, backlog
+from recipe.checkpoint import SHARDS
 from recipe.cli import main
 from recipe.hub import RunRepo, open_run
-from recipe.model import SHARDS
 from recipe.run import RUN_FILE, checkpoints, claim, last_checkpoint
 from recipe.schema import UserError
 

@@ -21,22 +21,18 @@ from transformers import (
 )
 from transformers.models.detr.modeling_detr import DetrModelOutput
 
+from recipe.checkpoint import SHARDS, load_model, load_weights, save_detector, write_backbone
 from recipe.config import parse_train
 from recipe.matching import detection_loss
 from recipe.metrics import DetectionMetrics
 from recipe.model import (
     BACKBONE_PREFIX,
-    SHARDS,
     build_model,
     build_processor,
     freeze,
     load_backbone,
-    load_model,
-    load_weights,
-    save_detector,
     start_from_coco,
     tiny_backbone,
-    write_backbone,
 )
 from recipe.schema import UserError
 

@@ -15,9 +15,10 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
+from recipe.checkpoint import SHARDS
 from recipe.cli import main
 from recipe.config import parse_train
-from recipe.model import SHARDS, build_processor
+from recipe.model import build_processor
 from recipe.run import checkpoints, is_whole
 from recipe.tracking import read_log
 from recipe.train import DEADLINE_EXIT, NONFINITE_EXIT, build, load_data, training_arguments
