@@ -1,0 +1,266 @@
+"""Real trainings against a loopback Hub, with the real clients: python -m pytest tests/test_end_to_end.py
+
+Each test trains a tiny detector; `python benchmarks/lost_machine.py` kills more often.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from huggingface_hub import constants
+from loopback_hub import LoopbackHub
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, DetrForObjectDetection, DINOv3ViTConfig
+
+from recipe.checkpoint import SHARDS
+from recipe.cli import main
+from recipe.config import Config
+from recipe.model import BACKBONE_PREFIX, detr_config
+from recipe.run import checkpoints
+from recipe.tracking import read_log
+
+TOKEN = "hf_token_of_alice_0123456789"
+USERS = {TOKEN: {"name": "alice"}, "hf_reads": {"name": "alice", "role": "read"}}
+NAME = "alice/crowd-detr"
+EPOCHS = ["epoch-01", "epoch-02", "epoch-03"]
+
+
+@pytest.fixture(scope="module")
+def patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory, patch):
+    """A Hub that the clients in this process use."""
+    with LoopbackHub(tmp_path_factory.mktemp("hub"), USERS) as hub:
+        hub.api(TOKEN)  # switches the client's offline mode off
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def flags(packed) -> list[str]:
+    return ["train", "--data", str(packed), *TINY, "--num_train_epochs", "3"]
+
+
+@pytest.fixture(scope="module")
+def whole(hub, flags, tmp_path_factory) -> Path:
+    """A run of three epochs that nothing disturbed, pushed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*flags, "--output_dir", str(folder), "--hub_model_id", NAME]) == 0
+    return folder
+
+
+def tags(hub: LoopbackHub, name: str) -> list[str]:
+    return sorted(hub.repo(name).state["tags"])
+
+
+def titles(hub: LoopbackHub, name: str) -> list[str]:
+    return [commit["title"] for commit in hub.repo(name).history("main")[::-1]][1:]
+
+
+# ---- three epochs ----
+
+
+def test_three_epochs_are_on_the_hub_and_the_best_at_the_root(hub, whole):
+    assert tags(hub, NAME) == EPOCHS
+    assert titles(hub, NAME) == [*(f"epoch-0{n}, step {4 * n}" for n in (1, 2, 3)), "The best model and its report"]
+    for epoch, checkpoint in zip(EPOCHS, checkpoints(whole), strict=True):
+        assert hub.repo(NAME).read(SHARDS[False], epoch) == (checkpoint / SHARDS[False]).read_bytes()
+    repo = hub.repo(NAME)
+    assert repo.read(SHARDS[False], "main") == (whole / SHARDS[False]).read_bytes()
+    assert repo.read("README.md", "main") == (whole / "README.md").read_bytes()
+    assert repo.read("README.md", "epoch-01") != repo.read("README.md", "epoch-02")
+    assert repo.state["private"]
+
+
+def test_a_tag_downloads_as_a_plain_model_with_that_epochs_metrics(hub, whole, packed, tmp_path):
+    command = ["hf", "download", NAME, "--revision", "epoch-02", "--local-dir", str(tmp_path / "epoch-02")]
+    subprocess.run(command, env=hub.env(TOKEN, tmp_path / "home"), check=True, capture_output=True, timeout=120)
+    folder = tmp_path / "epoch-02"
+    model, report = AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    AutoImageProcessor.from_pretrained(folder)
+    assert isinstance(model, DetrForObjectDetection)
+    assert (
+        main(["evaluate", str(folder), "--data", str(packed), "--out", str(tmp_path / "out"), "--workers", "0"]) == 0
+    )
+    found = json.loads((tmp_path / "out" / "report" / "metrics.json").read_text())
+    logged = next(row for row in read_log(whole) if row["step"] == 8 and "eval_map" in row)
+    for key, value in logged.items():
+        if key.startswith(("eval_ma", "eval_mr2", "eval_ji")):
+            assert found[key.removeprefix("eval_")] == pytest.approx(value, abs=1e-6), key
+
+
+def test_after_the_first_epoch_only_the_detector_and_its_optimizer_travel(hub, whole):
+    checkpoint = checkpoints(whole)[1]
+    commits = [entry for entry in hub.requests if entry.repo == NAME and "/commit/" in entry.path]
+    first, second = (hub.requests.index(commit) for commit in commits[:2])
+    sent = sum(entry.bytes_in for entry in hub.requests[first + 1 : second + 1] if entry.repo == NAME)
+    needed = sum((checkpoint / name).stat().st_size for name in (SHARDS[False], "optimizer.pt"))
+    assert needed < sent < needed + 150_000  # states, card and base64 of small files
+    assert (checkpoint / SHARDS[True]).stat().st_size > 1_000_000
+
+
+def test_an_epoch_of_the_full_model_sends_less_than_250_mb_by_arithmetic():
+    vit_l = DINOv3ViTConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+    with torch.device("meta"):
+        model = DetrForObjectDetection(detr_config(Config(data="x"), vit_l))
+    trainable = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(BACKBONE_PREFIX))
+    frozen = sum(value.numel() for name, value in model.named_parameters() if name.startswith(BACKBONE_PREFIX))
+    assert frozen > 300e6
+    assert 200e6 < trainable * 4 * 3 < 240e6  # weights and AdamW's two moments, fp32
+
+
+# ---- bad days ----
+
+
+def test_every_epoch_arrives_through_a_storm(hub, flags, tmp_path):
+    storm = hub.storm(0.3, seed=7, hang=0.2)
+    command = [*flags, "--num_train_epochs", "2", "--hub_model_id", "alice/stormy"]
+    assert main([*command, "--output_dir", str(tmp_path / "run")]) == 0
+    hub.heal()
+    assert storm.hits > 10
+    assert tags(hub, "alice/stormy") == EPOCHS[:2]
+    assert len(titles(hub, "alice/stormy")) == 3
+
+
+def test_a_hub_that_stays_away_costs_no_epoch_and_recipe_push_sends_the_backlog(hub, whole, flags, tmp_path, caplog):
+    """Also with one checkpoint to keep: rotation must spare what is still to be sent."""
+    folder, name = tmp_path / "run", "alice/later"
+    hub.fail("alice/later/commit/", status=503)
+    settings = ["--push_minutes", "0.02", "--save_total_limit", "1"]
+    assert main([*flags, *settings, "--output_dir", str(folder), "--hub_model_id", name]) == 3
+    assert "checkpoint-4, checkpoint-8, checkpoint-12, the best model and its report" in caplog.text
+    assert f"recipe push {folder}" in caplog.text
+    assert tags(hub, name) == []
+    hub.heal()
+    assert main(["push", str(folder)]) == 0
+    assert tags(hub, name) == EPOCHS
+    assert titles(hub, name) == titles(hub, NAME)
+    for epoch in EPOCHS:
+        assert hub.repo(name).read(SHARDS[False], epoch) == hub.repo(NAME).read(SHARDS[False], epoch)
+
+
+def test_a_token_that_only_reads_is_found_before_anything_is_loaded(hub, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_reads")
+    monkeypatch.setattr("recipe.train.load_data", None)
+    assert main([*flags, "--output_dir", str(tmp_path / "run"), "--hub_model_id", NAME]) == 2
+    assert "the token can only read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_never_does_not_overwrite_the_run_in_the_repo(hub, whole, flags, tmp_path, capsys):
+    command = [*flags, "--output_dir", str(tmp_path / "run"), "--hub_model_id", NAME, "--resume", "never"]
+    assert main(command) == 2
+    assert "holds the run run of" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused_by_name(hub, whole, flags, tmp_path, capsys):
+    command = [*flags, "--output_dir", str(tmp_path / "run"), "--hub_model_id", NAME, "--learning_rate", "2e-3"]
+    assert main(command) == 2
+    assert "learning_rate was 0.001, now 0.002" in capsys.readouterr().err
+
+
+# ---- lost machines ----
+
+
+class Machine:
+    """An empty machine that runs the training command in a folder of its own; it can be lost at any moment."""
+
+    def __init__(self, hub: LoopbackHub, home: Path, command: list[str], **extra: str) -> None:
+        home.mkdir()
+        self.folder = home / "run"
+        env = hub.env(TOKEN, home) | {"PYTHONPATH": os.getcwd()} | extra
+        command = [sys.executable, "-m", "recipe.cli", *command, "--output_dir", "run"]
+        with (home / "log").open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log)
+
+    def lose(self, when: Callable[[], bool]) -> None:
+        """SIGKILL as soon as `when()`."""
+        while not when():
+            assert self.process.poll() is None, (self.folder.parent / "log").read_text()[-2000:]
+            time.sleep(0.002)
+        self.process.send_signal(signal.SIGKILL)
+        assert self.process.wait() == -signal.SIGKILL
+
+    def rows(self) -> int:
+        return len(read_log(self.folder))
+
+
+def test_machines_lost_at_any_moment_end_in_the_weights_of_a_run_never_stopped(hub, whole, flags, tmp_path):
+    """Before the first push; with an epoch uploaded but not committed; committed but not tagged; within an epoch."""
+    name = "alice/lost"
+    command = [*flags, "--hub_model_id", name]
+    first = Machine(hub, tmp_path / "one", command)
+    first.lose(lambda: first.rows() >= 2)
+    assert titles(hub, name) == []
+
+    for place in ("commit", "tag"):  # asked for, not yet carried out
+        since = len(hub.requests)
+        hub.fail(f"{name}/{place}/", delay=60)
+        machine = Machine(hub, tmp_path / place, command)
+        machine.lose(lambda since=since, place=place: any(f"{name}/{place}/" in e.path for e in hub.requests[since:]))
+        hub.heal()
+        assert titles(hub, name) == ([] if place == "commit" else ["epoch-01, step 4"])
+        assert tags(hub, name) == []
+
+    third = Machine(hub, tmp_path / "three", command)
+    third.lose(lambda: third.rows() >= 8)
+    assert titles(hub, name)[0] == "epoch-01, step 4"
+    assert tags(hub, name)[0] == "epoch-01"
+
+    last = Machine(hub, tmp_path / "last", command)
+    assert last.process.wait(300) == 0, (tmp_path / "last" / "log").read_text()[-2000:]
+    assert titles(hub, name) == titles(hub, NAME)
+    assert tags(hub, name) == EPOCHS
+    for revision in (*EPOCHS, "main"):
+        assert hub.repo(name).read(SHARDS[False], revision) == hub.repo(NAME).read(SHARDS[False], revision)
+    assert (last.folder / SHARDS[False]).read_bytes() == (whole / SHARDS[False]).read_bytes()
+    for row, other in zip(read_log(last.folder), read_log(whole), strict=True):
+        assert {key: row[key] for key in row if "per_second" not in key and "runtime" not in key} == {
+            key: other[key] for key in other if "per_second" not in key and "runtime" not in key
+        }
+
+
+def test_a_finished_run_on_an_empty_machine_ends_with_its_best_model(hub, whole, flags, tmp_path):
+    assert main([*flags, "--output_dir", str(tmp_path / "run"), "--hub_model_id", NAME]) == 0
+    assert (tmp_path / "run" / SHARDS[False]).read_bytes() == (whole / SHARDS[False]).read_bytes()
+    assert tags(hub, NAME) == EPOCHS
+
+
+# ---- secrets ----
+
+
+def test_no_token_is_in_anything_that_the_run_writes(hub, flags, tmp_path):
+    secret = "write_token_of_the_dashboard_987654"
+    board = {"TRACKIO_SERVER_URL": f"http://127.0.0.1:9/?write_token={secret}"}
+    command = [*flags, "--hub_model_id", "alice/secret", "--report_to", "trackio", "--hub_token", TOKEN]
+    machine = Machine(hub, tmp_path / "machine", command, **board)
+    local = Machine(hub, tmp_path / "local", [*command[:-2], "--hub_model_id", "alice/local"])
+    assert machine.process.wait(300) == 0, (tmp_path / "machine" / "log").read_text()[-2000:]
+    assert "recipe sync" in (tmp_path / "machine" / "log").read_text()
+    assert local.process.wait(300) == 0
+    assert list((tmp_path / "local").rglob("crowd-detr.db"))
+    for root in (tmp_path, hub.root):
+        files = [path for path in root.rglob("*") if path.is_file()]
+        assert len(files) > 20
+        for path in files:
+            content = path.read_bytes()
+            assert TOKEN.encode() not in content, path
+            assert secret.encode() not in content, path
