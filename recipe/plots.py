@@ -86,10 +86,9 @@ def learning_curves(path: Path, history: Rows) -> bool:
         titles = ("Loss", "Training loss of each decoder layer", "Average precision on validation")
         for axes, title in zip(panels, titles, strict=True):
             axes.set(title=title, xlabel="epoch", xlim=(0, None), ylim=(0, max(1.1 * axes.get_ylim()[1], 0.1)))
+            place: Any = "upper left" if axes is precision else "upper right"
             if axes.lines:
-                axes.legend(
-                    ncols=2 if axes is by_layer else 1, loc=f"upper {'left' if axes is precision else 'right'}"
-                )
+                axes.legend(ncols=2 if axes is by_layer else 1, loc=place)
     return True
 
 
