@@ -150,11 +150,6 @@ def summary(details: Mapping[str, Any], origin: Mapping[str, Any], num_queries: 
     return [*lines, "", " · ".join(versions)]
 
 
-def operating_thresholds(details: Mapping[str, Any]) -> dict[str, float]:
-    """For callers of old: details()["thresholds"]."""
-    return dict(details["thresholds"])
-
-
 def shrinking(dataset: CrowdDataset) -> float:
     """By how much a typical image is scaled for the model, in width."""
     sizes = zip(dataset.annotations.height[:1000].tolist(), dataset.annotations.width[:1000].tolist(), strict=True)

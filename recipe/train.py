@@ -229,7 +229,7 @@ def watch(trainer: CrowdTrainer, config: Config) -> Deadline:
 
 def finish(trainer: CrowdTrainer, config: Config) -> int:
     """Save the best model at the root of the run, write the report on it, and push both. Returns the exit code."""
-    from recipe.report import operating_thresholds, print_summary, write_report
+    from recipe.report import print_summary, write_report
 
     if trainer.evaluation is None or trainer.state.best_global_step not in (None, trainer.state.global_step):
         trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation of the best model")
@@ -239,7 +239,7 @@ def finish(trainer: CrowdTrainer, config: Config) -> int:
     assert trainer.evaluation is not None
     found = write_report(folder, trainer.evaluation, trainer.eval_dataset, history=tracking.read_log(folder))
     # Each class's best-F1 score travels in config.json, a plain extra key: `recipe predict` starts from it.
-    trainer.model.config.detection_thresholds = operating_thresholds(found["details"])
+    trainer.model.config.detection_thresholds = found["details"]["thresholds"]
     trainer.save_model()
     values = {key: value for key, value in found.items() if isinstance(value, float)}
     write_card(folder, values, found["details"], run.read_record(folder))

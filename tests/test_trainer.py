@@ -194,6 +194,14 @@ def test_evaluating_a_checkpoint_gives_the_metrics_that_training_logged(finished
             assert found[key.removeprefix("eval_")] == pytest.approx(value, abs=1e-6), key
 
 
+def test_the_saved_model_carries_the_thresholds_that_predict_starts_from(finished):
+    whole, _ = finished
+    carried = json.loads((whole / "config.json").read_text())["detection_thresholds"]
+    report = json.loads((whole / "report" / "metrics.json").read_text())
+    assert carried == report["details"]["thresholds"]
+    assert set(carried) == {"person", "head"}
+
+
 # ---- stops ----
 
 
