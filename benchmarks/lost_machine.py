@@ -76,9 +76,9 @@ def main() -> int:
             for number in range(args.kills):
                 machine = Machine(hub, root / f"machine-{number}", root / "packed", "alice/lost")
                 # Early enough that something is left for the next one.
-                what, most = (("request", requests // 2), ("row", rows // 2))[number % 2]
+                what, most = (("request", requests * 2 // 3), ("row", rows * 2 // 3))[number % 2]
                 count = draw.randint(1, most)
-                killed = machine.lose_after(what, count + (machine.rows() if what == "row" else 0))
+                killed = machine.lose_after(what, count)
                 last = hub.requests[-1]
                 there = sorted(hub.repo("alice/lost").state["tags"]) if last.repo == "alice/lost" else []
                 verb = f"{what} {count}" if killed else "the end"

@@ -236,7 +236,7 @@ def test_machines_lost_at_any_moment_end_in_the_weights_of_a_run_never_stopped(h
 
 
 def values(row: dict[str, float]) -> dict[str, float]:
-    """A row without what a clock says, and without Trainer's mean loss, which is over the last process' steps alone."""
+    """A row without what a clock says, and without Trainer's mean loss, which is that of the last process alone."""
     clock = ("runtime", "per_second", "train_loss")
     return {name: value for name, value in row.items() if not any(part in name for part in clock)}
 
