@@ -449,3 +449,4 @@ def test_a_push_from_two_machines_keeps_both_commits(hub, tmp_path):
     assert repo.push(folder) == []
     thread.join()
     assert "note.txt" in hub.repo(NAME).snapshot("main")["files"]
+    assert [entry.status for entry in hub.requests if "/commit/" in entry.path] == [412, 200, 200]
