@@ -16,7 +16,6 @@ from pathlib import Path
 
 from recipe.config import Config, parse_train, train_parser
 from recipe.schema import CLASS_NAMES, UserError
-from recipe.version import describe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if argv == ["--version"]:
+        from recipe.version import describe
+
         print(describe())
         return 0
     if argv[:1] == ["train"]:
