@@ -19,12 +19,19 @@ import torch
 from conftest import TINY
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, DetrForObjectDetection, DINOv3ViTConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DetrForObjectDetection,
+    DINOv3ViTBackbone,
+    DINOv3ViTConfig,
+)
 
+from data_prep.upload import upload
 from recipe.checkpoint import SHARDS
 from recipe.cli import main
 from recipe.config import Config
-from recipe.model import BACKBONE_PREFIX, detr_config
+from recipe.model import BACKBONE_PREFIX, detr_config, tiny_backbone
 from recipe.run import checkpoints
 from recipe.tracking import read_log
 
@@ -245,6 +252,25 @@ def test_a_finished_run_on_an_empty_machine_ends_with_its_best_model(hub, whole,
     assert main([*flags, "--output_dir", str(tmp_path / "run"), "--hub_model_id", NAME]) == 0
     assert (tmp_path / "run" / SHARDS[False]).read_bytes() == (whole / SHARDS[False]).read_bytes()
     assert tags(hub, NAME) == EPOCHS
+
+
+def test_data_and_backbone_stay_those_of_the_first_day(hub, packed, tmp_path):
+    """Both repos move on; a new machine goes on with the commits that run.json names."""
+    api = hub.api(TOKEN)
+    data = upload(packed, "alice/data")
+    api.create_repo("alice/backbone")
+    DINOv3ViTBackbone(tiny_backbone()).save_pretrained(tmp_path / "backbone")
+    backbone = api.upload_folder(repo_id="alice/backbone", folder_path=tmp_path / "backbone").oid
+    flags = ["train", "--data", "alice/data", *TINY, "--backbone", "alice/backbone", "--num_train_epochs", "1"]
+    flags += ["--hub_model_id", "alice/pinned", "--output_dir"]
+    for machine in ("one", "two"):
+        assert main([*flags, str(tmp_path / machine)]) == 0
+        record = json.loads((tmp_path / machine / "run.json").read_text())
+        assert record["dataset"]["revision"] == data
+        assert record["config"]["backbone_revision"] == backbone
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo="manifest.json", repo_id="alice/data", repo_type="dataset")
+        api.upload_file(path_or_fileobj=b"new", path_in_repo="notes.txt", repo_id="alice/backbone")
+    assert backbone.encode() in hub.repo("alice/pinned").read("README.md", "main")
 
 
 # ---- secrets ----
