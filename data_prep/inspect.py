@@ -22,6 +22,14 @@ def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2) 
         UserError: what `open_folder` refuses; `json_file` cannot be written.
     """
     folder = open_folder(yolo_dir)
+    if json_file:
+        try:
+            json_file.touch()  # before minutes of reading, not after
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"cannot write {json_file}: {reason}; give --json a file in a folder that exists"
+            ) from error
     problems: list[Problem] = []
     tallies = {name: Tally.of_split(split) for name, split in folder.splits.items()}
     for name, split in folder.splits.items():
@@ -32,13 +40,7 @@ def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2) 
     summaries = {name: tally.summary() for name, tally in tallies.items()}
     if json_file:
         report = {"splits": summaries, "problems": [problem._asdict() for problem in problems]}
-        try:
-            json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(
-                f"cannot write {json_file}: {reason}; give --json a file in a folder that exists"
-            ) from error
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     console = Console(width=None if Console().is_terminal else 119, highlight=False)
     header, *rows = table(summaries)
     shown = Table(

@@ -42,8 +42,8 @@ the heads were trained. It is a plain `DetrForObjectDetection` of transformers a
 
 ## Results
 
-{images:,} images of the validation split. With 300 detections per image instead of COCO's 100, map is {map_max300}
-and recall is {mar_300}.
+{weights}{images:,} images of the validation split. With 300 detections per image instead of COCO's 100,
+map is {map_max300} and recall is {mar_300}.
 
 {results}
 
@@ -82,7 +82,8 @@ def write_card(
 
     Args:
         values, details: of `DetectionMetrics`, or as they stand in metrics.json.
-        record: the contents of run.json; without it the card says nothing of how the model was trained.
+        record: the contents of run.json; without it the card says nothing of how the model was trained. Its key
+            `weights` says which they are: "epoch 2, step 8".
     """
     record = record or {}
     config = record.get("config") or {}
@@ -92,6 +93,7 @@ def write_card(
         title=record.get("run_name") or "Crowd detector",
         classes=" and ".join(f"`{name}`" for name in details["boxes"]),
         license=LICENSE_NOTE if dinov3 else "",
+        weights=f"Weights of {record['weights']}. " if "weights" in record else "",
         images=details["images"],
         map_max300=tables.number(values["map_max300"]),
         mar_300=tables.number(values["mar_300"]),

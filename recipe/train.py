@@ -242,7 +242,8 @@ def finish(trainer: CrowdTrainer, config: Config) -> int:
     trainer.model.config.detection_thresholds = found["details"]["thresholds"]
     trainer.save_model()
     values = {key: value for key, value in found.items() if isinstance(value, float)}
-    write_card(folder, values, found["details"], run.read_record(folder))
+    weights = f"the best evaluation, at step {trainer.state.best_global_step or trainer.state.global_step}"
+    write_card(folder, values, found["details"], run.read_record(folder) | {"weights": weights})
     left = trainer.repo.push(folder, final=True) if trainer.repo is not None else []
     print_summary(folder, trainer.evaluation)
     print(f"model      {folder}")

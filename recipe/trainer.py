@@ -210,7 +210,8 @@ class CrowdTrainer(Trainer):
         # The stock push runs in the background and nobody asks for its error: two 500s lost an epoch in silence.
         if self.repo is not None:
             if self.evaluation is not None:
-                record = read_record(Path(self.args.output_dir))
+                weights = f"epoch {self.state.epoch:.2f}, step {self.state.global_step}"
+                record = read_record(Path(self.args.output_dir)) | {"weights": weights}
                 write_card(Path(checkpoint_folder), self.evaluation.compute(), self.evaluation.details(), record)
             left = self.repo.push(Path(self.args.output_dir))
             if self._limit:  # rotation comes next: it may take neither the best nor what the Hub has missed
