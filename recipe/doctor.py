@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from transformers import DINOv3ViTConfig
 
 GIB = 2**30
-IMPORTS = ("torch", "torchvision", "transformers", "datasets", "accelerate", "faster_coco_eval", "trackio",
-           "simplejpeg")  # fmt: skip
+IMPORTS = ("torch", "torchvision", "transformers", "datasets", "accelerate", "trackio", "cv2", "simplejpeg")
 MIN_DISK = 10 * GIB  # ViT-L once, 8 checkpoints of the trainable part with its optimizer, and the Arrow cache's start
 # CUDA major version of the locked torch -> oldest NVIDIA driver that runs it (NVIDIA's CUDA compatibility table).
 OLDEST_DRIVER = {12: 525, 13: 580}

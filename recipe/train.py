@@ -32,6 +32,7 @@ from recipe.checkpoint import load_model, write_backbone
 from recipe.config import PILOT_CPU, Config, training_defaults
 from recipe.data import CrowdDataset, load_split
 from recipe.deadline import Deadline
+from recipe.doctor import driver, installed_driver
 from recipe.geometry import Geometry
 from recipe.hub import RunRepo, open_run, report_unpushed
 from recipe.memory import fit
@@ -48,6 +49,7 @@ NONFINITE_EXIT = 70  # EX_SOFTWARE
 
 def train(config: Config, rest: Sequence[str]) -> int:
     """Train, keep the best model, write the report. Returns the exit code: 0, or 75 when the time was up."""
+    say_driver()
     config = fit_to_device(config)
     args = training_arguments(config, rest)
     folder = Path(config.output_dir)
@@ -83,6 +85,13 @@ def train(config: Config, rest: Sequence[str]) -> int:
         print(f"stopped: {deadline.reason}; the same command goes on from {run.last_checkpoint(folder)}")
         return DEADLINE_EXIT
     return finish(trainer, config)
+
+
+def say_driver() -> None:
+    """One line where there is an NVIDIA driver: too old for the locked CUDA, it would only show as a missing GPU."""
+    fine, words = driver(torch.version.cuda, installed_driver())
+    if fine is not None:
+        logger.log(logging.INFO if fine else logging.WARNING, "driver %s", words)
 
 
 def fit_to_device(config: Config) -> Config:

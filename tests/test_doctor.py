@@ -1,0 +1,50 @@
+"""The preflight: what would stop a training is found, named, and told by the exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipe import doctor as room
+from recipe.cli import main
+from recipe.doctor import MIN_DISK, driver
+from recipe.train import say_driver
+
+
+@pytest.mark.parametrize(
+    ("cuda", "installed", "fine", "words"),
+    [
+        ("13.2", "580.95.05", True, "R580"),
+        ("13.2", "570.11", False, "R580"),
+        ("12.8", "570.11", True, "R525"),
+        ("13.2", None, None, "no NVIDIA driver"),
+        (None, "580.95.05", None, "without CUDA"),
+    ],
+)
+def test_the_driver_is_compared_with_the_cuda_of_the_locked_torch(cuda, installed, fine, words):
+    found, text = driver(cuda, installed)
+    assert found is fine
+    assert words in text
+
+
+def test_a_training_says_in_one_line_that_the_driver_is_too_old(monkeypatch, caplog):
+    monkeypatch.setattr("recipe.train.installed_driver", lambda: "470.1")
+    monkeypatch.setattr("torch.version.cuda", "13.2")
+    say_driver()
+    assert [record.message for record in caplog.records] == ["driver 470.1; CUDA 13.2 needs R580 or newer"]
+
+
+def test_a_packed_dataset_is_found_and_a_missing_backbone_is_told(packed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * MIN_DISK}))
+    place = ["--output_dir", str(tmp_path)]
+    assert main(["doctor", "--data", str(packed), *place]) == 0
+    said = capsys.readouterr().out
+    assert "8 images, 40 boxes" in said
+    assert "FAILS" not in said
+    assert main(["doctor", "--backbone", str(tmp_path), *place]) == 1
+    assert "holds no safetensors file" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_full_disk_fails(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": MIN_DISK - 1}))
+    assert main(["doctor", "--output_dir", str(tmp_path)]) == 1
+    assert "FAILS" in capsys.readouterr().out
