@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from recipe.checkpoint import SHARDS
+from recipe.checkpoint import SHARDS, write_backbone
 from recipe.cli import main
 from recipe.config import parse_train
 from recipe.model import build_processor
@@ -59,8 +59,7 @@ def finished(packed, tmp_path_factory) -> tuple[Path, list[str]]:
 def test_a_run_killed_at_any_step_ends_with_the_weights_of_one_never_stopped(finished, tmp_path, step):
     """SIGKILL after the checkpoint of `step`, in the middle of the next; augmentation, dropout and two workers on.
 
-    Fails without the loader's own generator in CrowdTrainer._loader (dropout differs after a resume), and with
-    Trainer's own _load_from_checkpoint (part of the detector stays at its initial values).
+    Fails without the loader's own generator in CrowdTrainer._loader: dropout then differs after a resume.
     """
     whole, flags = finished
     folder = tmp_path / "killed"
@@ -124,7 +123,7 @@ def test_half_written_checkpoints_are_set_aside_and_the_last_whole_one_is_used(f
 
 
 def test_the_best_model_is_kept_when_it_is_not_the_last(tiny_flags, tmp_path, monkeypatch):
-    """Fails with Trainer's own _load_best_model: what is saved at the end is then a hybrid of best and last."""
+    """What is saved at the end is the best model whole, not a hybrid of best and last."""
     scores = iter([0.7, 0.2])
 
     def compute(self, original=CrowdTrainer.evaluation_loop.__globals__["DetectionMetrics"].compute):
@@ -138,6 +137,22 @@ def test_the_best_model_is_kept_when_it_is_not_the_last(tiny_flags, tmp_path, mo
     assert not same(weights(best), weights(last))
     trainer.save_model()
     assert same(weights(tmp_path / "run"), weights(best))
+
+
+@pytest.mark.parametrize("loader", ["_load_from_checkpoint", "_load_best_model"])
+def test_a_checkpoint_that_lacks_a_tensor_is_never_restored_in_part(tiny_flags, tmp_path, loader):
+    """Fails with either of Trainer's own loaders: strict=False, a warning, and the tensor stays as it was."""
+    trainer = make_trainer(tiny_flags, tmp_path)
+    folder = tmp_path / "checkpoint-1"
+    write_backbone(trainer.model, trainer.backbone_shard)
+    trainer._save(str(folder))
+    kept = weights(folder)
+    kept.pop("bbox_predictor.layers.0.weight")
+    save_file(kept, folder / SHARDS[False], {"format": "pt"})
+    trainer.state.best_model_checkpoint, trainer.state.best_metric = str(folder), 0.5
+    arguments = [str(folder)] if loader == "_load_from_checkpoint" else []
+    with pytest.raises(RuntimeError, match="Missing key"):
+        getattr(trainer, loader)(*arguments)
 
 
 def test_backbone_weights_and_optimizer_never_meet(tiny_flags, tmp_path):
