@@ -55,6 +55,7 @@ class CrowdTrainer(Trainer):
     ) -> None:
         self.recipe = config
         self.evaluation: DetectionMetrics | None = None  # the last evaluation, for the report
+        self.values: dict[str, float] = {}  # and its numbers
         self.shown: dict[int, dict[str, np.ndarray]] = {}  # image id -> its detections in the last evaluation
         self._loaders: dict[str, DataLoader] = {}
         self._layer_sums: Tensor | None = None
@@ -161,7 +162,8 @@ class CrowdTrainer(Trainer):
             self.evaluation.merge([state for state, _ in states])
             self.shown = {key: value for _, shown in states for key, value in shown.items()}
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{key}": value for key, value in self.evaluation.compute().items()})
+        self.values = self.evaluation.compute()
+        output.metrics.update({f"{prefix}_{key}": value for key, value in self.values.items()})
         return output
 
     def prediction_step(
@@ -212,7 +214,7 @@ class CrowdTrainer(Trainer):
             if self.evaluation is not None:
                 weights = f"epoch {self.state.epoch:.2f}, step {self.state.global_step}"
                 record = read_record(Path(self.args.output_dir)) | {"weights": weights}
-                write_card(Path(checkpoint_folder), self.evaluation.compute(), self.evaluation.details(), record)
+                write_card(Path(checkpoint_folder), self.values, self.evaluation.details(), record)
             left = self.repo.push(Path(self.args.output_dir))
             if self._limit:  # rotation comes next: it may take neither the best nor what the Hub has missed
                 self.args.save_total_limit = max(self._limit, len(left) + 1)
