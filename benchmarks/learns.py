@@ -19,9 +19,10 @@ from transformers import DetrForObjectDetection, set_seed
 
 from data_prep.sample import make_sample
 from data_prep.shards import pack
+from recipe.batches import collate, normalise
 from recipe.cli import main as recipe
 from recipe.config import parse_train
-from recipe.data import CrowdDataset, collate, load_split, normalise
+from recipe.data import CrowdDataset, load_split
 from recipe.geometry import Geometry
 from recipe.model import build_model, freeze
 from recipe.tracking import read_log

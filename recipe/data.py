@@ -20,13 +20,10 @@ from torch.utils.data import Dataset
 
 from recipe.annotations import Annotations, read
 from recipe.augment import Transform, draw, generator, move_boxes
-from recipe.batches import OrientationBatchSampler, collate, normalise
 from recipe.config import Config
 from recipe.geometry import Geometry
 from recipe.images import decode, render
 from recipe.schema import UserError, check_dataset
-
-__all__ = ["CrowdDataset", "OrientationBatchSampler", "collate", "load_split", "normalise"]
 
 
 def load_split(

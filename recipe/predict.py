@@ -19,9 +19,9 @@ from rich.progress import track
 from transformers import DetrForObjectDetection, DetrImageProcessor
 
 from recipe.augment import Transform
+from recipe.batches import collate, normalise
 from recipe.checkpoint import load_model
 from recipe.coco import xywh
-from recipe.data import collate, normalise
 from recipe.draw import draw_boxes
 from recipe.evaluate import load_processor, writable
 from recipe.geometry import Geometry

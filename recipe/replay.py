@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from recipe.batches import normalise
 from recipe.checkpoint import load_model
-from recipe.data import normalise
 from recipe.schema import UserError
 
 

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 from transformers import DetrForObjectDetection, DetrImageProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from recipe.batches import fits_shared_memory
+from recipe.batches import OrientationBatchSampler, collate, fits_shared_memory, normalise
 from recipe.card import write_card
 from recipe.checkpoint import SHARDS, load_weights, save_detector
 from recipe.config import Config
-from recipe.data import CrowdDataset, OrientationBatchSampler, collate, normalise
+from recipe.data import CrowdDataset
 from recipe.metrics import DetectionMetrics
 from recipe.run import read_record, save_batch
 
