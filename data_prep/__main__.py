@@ -50,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
         default="fail",
         help="fail: refuse everything when a line or an image is bad; skip: leave those out and list them (fail)",
     )
+    pack.add_argument(
+        "--verify",
+        choices=("full", "header"),
+        default="full",
+        help="full: decode every image; header: twice as fast, misses truncated and overwritten pixels (full)",
+    )
     pack.add_argument("--shard-size", type=size, default=256 * 10**6, metavar="256MB", help="image bytes per shard")
     pack.add_argument(
         "--repo-id", metavar="USER/NAME", help="upload it to this Hub dataset repo, and go on if cut off"
@@ -95,8 +101,14 @@ def _pack(args: argparse.Namespace) -> int:
         from data_prep.upload import check_write_access, upload
 
         logging.info(check_write_access(args.repo_id, "dataset"))  # before hours of packing
-    options = {"on_bad": args.on_bad, "workers": args.workers, "shard_size": args.shard_size}
-    manifest = pack(args.yolo_dir, args.out, **options)
+    manifest = pack(
+        args.yolo_dir,
+        args.out,
+        on_bad=args.on_bad,
+        workers=args.workers,
+        shard_size=args.shard_size,
+        verify=args.verify,
+    )
     for name, split in manifest["splits"].items():
         print(f"{name}: {conservation(split)}")
     shards = sum(len(split["files"]) for split in manifest["splits"].values())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import codecs
 import math
-import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -49,7 +48,8 @@ def label_lines(data: bytes) -> list[tuple[int, str]]:
     """The lines that are not blank, with their numbers. Any byte order mark and any line ending will do."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what PowerShell's `>` writes
     text = data.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
-    return [(number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def read_labels(data: bytes, file: str, classes: dict[int, int], width: int, height: int) -> Labels:
@@ -94,21 +94,21 @@ def parse_line(line: str, classes: dict[int, int]) -> tuple[float, ...]:
     Raises:
         ValueError: with two arguments, the rule that was broken and what was found.
     """
-    words, shown = line.split(), line.strip()[:80]
+    words = line.split()
     try:
         number, cx, cy, w, h = map(float, words)
     except ValueError:
         if len(words) > 6:
             raise ValueError("polygon", f"{len(words)} values: a polygon, not a box `class cx cy w h`") from None
-        raise ValueError("malformed", f"not five numbers `class cx cy w h`: {shown}") from None
+        raise ValueError("malformed", f"not five numbers `class cx cy w h`: {line.strip()[:80]}") from None
     if not math.isfinite(number + cx + cy + w + h):
-        raise ValueError("not_finite", shown)
+        raise ValueError("not_finite", line.strip()[:80])
     if number not in classes:
         raise ValueError("class", f"class {words[0]}, allowed are {', '.join(map(str, classes))}")
     if w < 0 or h < 0:
-        raise ValueError("negative_size", shown)
+        raise ValueError("negative_size", line.strip()[:80])
     if max(abs(cx), abs(cy), w, h) > NORMALISED:
-        raise ValueError("not_normalised", f"shares of the image are expected, not pixels: {shown}")
+        raise ValueError("not_normalised", f"shares of the image are expected, not pixels: {line.strip()[:80]}")
     return classes[int(number)], cx, cy, w, h
 
 

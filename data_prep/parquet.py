@@ -21,7 +21,7 @@ from data_prep.labels import Problem
 from data_prep.statistics import Tally
 from data_prep.yolo import Entry, Example, YoloFolder
 
-GROUP_ROWS, GROUP_BYTES = 100, 32 * 2**20  # a row group: a page of the Hub's viewer, and what the writer holds
+GROUP_ROWS, GROUP_BYTES = 100, 16 * 2**20  # a row group: a page of the Hub's viewer, and what the writer holds
 BOX_IDS = 1_000_000  # per image, so that a changed label file leaves the ids of all other images as they are
 
 

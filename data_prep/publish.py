@@ -28,7 +28,7 @@ dataset = load_dataset("{source}")  # {splits}
 
 {table}
 
-Packed with `python -m data_prep pack`; every line and image that was cut or left out:
+Packed with `python -m data_prep pack`, {verified}; every line and image that was cut or left out:
 
 {counts}
 """
@@ -51,6 +51,7 @@ def write_card(out: Path, manifest: dict[str, Any], repo_id: str | None = None) 
         source=repo_id or "DIR",
         splits=", ".join(splits),
         table="\n".join([header, "|---|" + "---:|" * len(splits), *rows]),
+        verified="every image decoded" if manifest["verify"] == "full" else "of each image only the header read",
         counts="\n".join(f"- {name}: {conservation(split)}" for name, split in splits.items()),
     )
     (out / "README.md").write_text(text, encoding="utf-8")

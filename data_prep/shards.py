@@ -23,6 +23,7 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from data_prep import __version__, parquet, publish
+from data_prep.image import Verify
 from data_prep.labels import Problem, listing
 from data_prep.parquet import Shard
 from data_prep.statistics import Tally
@@ -37,7 +38,13 @@ Written = dict[Shard, Path]
 
 
 def pack(
-    yolo_dir: Path, out: Path, *, on_bad: OnBad = "fail", workers: int = 2, shard_size: int = SHARD_SIZE
+    yolo_dir: Path,
+    out: Path,
+    *,
+    on_bad: OnBad = "fail",
+    workers: int = 2,
+    shard_size: int = SHARD_SIZE,
+    verify: Verify = "full",
 ) -> dict[str, Any]:
     """Write DIR/data/*.parquet, README.md, problems.csv and manifest.json, and return the manifest.
 
@@ -49,14 +56,14 @@ def pack(
             with `on_bad="fail"` any refused line or image, and then nothing is written.
     """
     folder = open_folder(yolo_dir)
-    shards = parquet.plan(folder, shard_size, on_bad)
+    shards = parquet.plan(folder, shard_size, f"{on_bad} {verify}")
     with _claimed(out, folder.root) as work:
         found = {shard: parquet.finished(shard, work, out / "data") for shard in shards}
         written = {shard: path for shard, path in found.items() if path}
         if written:
             log.info("%d of %d shards are there from an earlier run", len(written), len(shards))
-        _write_missing(folder, shards, written, work, on_bad, workers)
-        manifest = _account(folder, written, work)
+        _write_missing(folder, shards, written, work, on_bad, workers, verify)
+        manifest = _account(folder, written, work, verify)
         _finish(out, work, written)
         publish.write_card(out, manifest)
         publish.write_manifest(out, manifest)  # last: a folder with a manifest is complete
@@ -64,14 +71,14 @@ def pack(
 
 
 def _write_missing(
-    folder: YoloFolder, shards: list[Shard], written: Written, work: Path, on_bad: OnBad, workers: int
+    folder: YoloFolder, shards: list[Shard], written: Written, work: Path, on_bad: OnBad, workers: int, verify: Verify
 ) -> None:
     todo = [shard for shard in shards if shard not in written]
     entries = [entry for shard in todo for entry in shard.entries]
     refused: list[Problem] = []
 
     def judged() -> Iterator[Example]:
-        for example in watched(scan(folder, entries, workers), len(entries), "packing"):
+        for example in watched(scan(folder, entries, workers, verify), len(entries), "packing"):
             if on_bad == "fail":
                 refused.extend(problem for problem in example.labels.problems if problem.action == "refused")
             yield example
@@ -124,7 +131,7 @@ def _claimed(out: Path, root: Path) -> Iterator[Path]:
         raise UserError(f"cannot write to {out}: {reason}. Give --out a folder on a disk with room") from error
 
 
-def _account(folder: YoloFolder, written: Written, work: Path) -> dict[str, Any]:
+def _account(folder: YoloFolder, written: Written, work: Path, verify: Verify) -> dict[str, Any]:
     """Write problems.csv, sum the shards' records per split, and check that nothing was lost on the way."""
     splits: dict[str, dict[str, Any]] = {}
     with (work / "problems.csv").open("w", newline="", encoding="utf-8") as file:
@@ -151,7 +158,7 @@ def _account(folder: YoloFolder, written: Written, work: Path) -> dict[str, Any]
                 raise RuntimeError(f"boxes were lost in {name}: {counts}")
             if not packed:
                 raise UserError(f"every image of the {name} split was left out: nothing to pack")
-    return {"data_prep": __version__, "classes": list(CLASS_NAMES), "splits": splits}
+    return {"data_prep": __version__, "classes": list(CLASS_NAMES), "verify": verify, "splits": splits}
 
 
 def _finish(out: Path, work: Path, written: Written) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from data_prep.image import image_size
+from data_prep.image import Verify, image_size
 from data_prep.labels import Labels, Problem, label_lines, read_labels
 from recipe.schema import CLASS_NAMES, SPLITS, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
+AT_ONCE = 8  # images that a thread reads before it hands them over: one by one costs a third of the speed
 NOT_LABELS = ("classes.txt", "labels.txt")  # annotation tools leave these beside the label files
 
 
@@ -133,14 +134,15 @@ def _list_split(root: Path, where: Any, key: str) -> Split:
 def _pair(root: Path, images: Path, labels: Path) -> Split:
     split = Split(images)
     label_of = {}
+    images_in, labels_in = (os.path.relpath(folder, root) for folder in (images, labels))
     for name, stamp in _files(labels):
         stem, suffix = os.path.splitext(name)
         if suffix.lower() == ".txt" and os.path.basename(name) not in NOT_LABELS:
-            label_of[stem] = (_relative(labels / name, root), stamp)
+            label_of[stem] = (os.path.normpath(os.path.join(labels_in, name)), stamp)
     stems: dict[str, str] = {}
     for name, stamp in _files(images):
         stem, suffix = os.path.splitext(name)
-        file = _relative(images / name, root)
+        file = os.path.normpath(os.path.join(images_in, name))
         if suffix.lower() in IMAGE_SUFFIXES:
             if stems.setdefault(stem, name) != name:
                 raise UserError(f"{stems[stem]} and {name} in {images} share the label {stem}.txt: rename one of them")
@@ -166,12 +168,8 @@ def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (os.path.join(base, name) for name in names if not name.startswith(".")):
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a dead link is unreadable
-            found.append((_relative(path, folder), (status.st_size, status.st_mtime_ns)))
+            found.append((path.removeprefix(os.path.join(folder, "")), (status.st_size, status.st_mtime_ns)))
     return sorted(found)
-
-
-def _relative(path: Path | str, root: Path) -> str:
-    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def watched(examples: Iterator[Example], total: int, what: str) -> Iterator[Example]:
@@ -188,25 +186,29 @@ def watched(examples: Iterator[Example], total: int, what: str) -> Iterator[Exam
         yield example
 
 
-def scan(folder: YoloFolder, entries: Iterable[Entry], workers: int) -> Iterator[Example]:
+def scan(folder: YoloFolder, entries: Sequence[Entry], workers: int, verify: Verify = "full") -> Iterator[Example]:
     """Read and judge images in the order given, with `workers` threads and a bounded number of images in memory.
 
     Threads suffice: the decoders, file reads and hashes let go of Python's lock.
     """
+
+    def read(first: int) -> list[Example]:
+        return [read_example(folder, entry, verify) for entry in entries[first : first + AT_ONCE]]
+
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Example]] = deque()
+        ahead: deque[Future[list[Example]]] = deque()
         try:
-            for entry in entries:
-                ahead.append(pool.submit(read_example, folder, entry))
-                if len(ahead) > 8 * workers:
-                    yield ahead.popleft().result()
+            for first in range(0, len(entries), AT_ONCE):
+                ahead.append(pool.submit(read, first))
+                if len(ahead) > 3 * workers:
+                    yield from ahead.popleft().result()
             while ahead:
-                yield ahead.popleft().result()
+                yield from ahead.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_example(folder: YoloFolder, entry: Entry) -> Example:
+def read_example(folder: YoloFolder, entry: Entry, verify: Verify = "full") -> Example:
     """Read one image and its label file. What is wrong with them is in `labels.problems`, never raised."""
     lines = b""
     rule = "unreadable_label"
@@ -214,7 +216,7 @@ def read_example(folder: YoloFolder, entry: Entry) -> Example:
         lines = (folder.root / entry.label).read_bytes() if entry.label else b""
         rule = "unreadable_image"
         data = (folder.root / entry.image).read_bytes()
-        width, height = image_size(data)
+        width, height = image_size(data, verify)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         labels = read_labels(lines, entry.label or "", folder.classes, 1, 1)

@@ -228,6 +228,17 @@ def test_a_changed_image_rewrites_its_shard_alone(tmp_path):
     assert changed == [f"data/{name}" for name in rewritten]
 
 
+def test_a_header_check_is_told_and_a_full_one_after_it_starts_anew(tmp_path):
+    data = bytearray(picture(256, 256))
+    data[len(data) // 2 : len(data) // 2 + 500] = bytes(500)
+    write_folder(tmp_path / "in", crowd(3, **{"broken.jpg": (bytes(data), GOOD)}))
+    manifest = pack(tmp_path / "in", tmp_path / "out", verify="header")
+    assert (manifest["verify"], manifest["splits"]["train"]["images"]) == ("header", 4)
+    assert "only the header read" in (tmp_path / "out/README.md").read_text()
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        pack(tmp_path / "in", tmp_path / "out")
+
+
 def test_a_damaged_shard_is_written_again(tmp_path):
     write_folder(tmp_path / "in", crowd(6))
     pack(tmp_path / "in", tmp_path / "out")
