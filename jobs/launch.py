@@ -111,11 +111,12 @@ def check_training_flags(config: Config, rest: list[str]) -> float:
 
 def check_hub(api: HfApi, options: argparse.Namespace, config: Config, rest: list[str]) -> Target:
     """Token, flavor, data, weights, model repo, dashboard and image, cheapest first; prints what it finds."""
-    from recipe.access import check_write_access
+    from recipe.access import check_rights, check_write_access
 
     user = patiently("asking the Hub who we are", api.whoami)
     namespace = options.namespace or user["name"]
-    say(f"token      {preflight.may_start_jobs(user, namespace)}")
+    check_rights(user, namespace, "job.write")
+    say(f"token      {user['name']} may start jobs in {namespace}")
     machine = preflight.flavor(patiently("asking for the machines", api.list_jobs_hardware), options.flavor)
     say(f"machine    {machine.name}, ${preflight.hourly(machine):.2f} an hour")
     images = patiently("looking at the data", lambda: preflight.dataset(api, config)) if config.data else {}
@@ -128,8 +129,7 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, rest: lis
         say(f"           it holds this run already, begun {record['started']}: the job goes on with it")
     else:
         for name in ("backbone", "detr_init"):
-            repo_id = getattr(config, name)
-            say(f"weights    {patiently(f'looking at {repo_id}', lambda: preflight.pretrained(api, repo_id, name))}")  # noqa: B023
+            say(f"weights    {preflight.pretrained(name, getattr(config, name))}")
     space = dashboard_space(rest, namespace)
     if space is not None:
         say(f"dashboard  {check_write_access(space, 'space')}")

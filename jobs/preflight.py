@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,35 +17,9 @@ from recipe.schema import SPLITS, UserError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo
 
-SETTINGS = "the Hub's settings page (Access Tokens)"
+REPO = r"[\w.-]+/[\w.-]+"
 READY = {"RUNNING", "SLEEPING", "PAUSED"}  # a Space in one of these stages has a built image
 BUILDING = {"BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING"}
-
-
-def may_start_jobs(user: Mapping[str, Any], namespace: str) -> str:
-    """Whether the token may start jobs in `namespace`, by its role and scopes.
-
-    Raises:
-        UserError: it may not.
-    """
-    ours = [user["name"], *(org["name"] for org in user.get("orgs", ()))]
-    token = user["auth"]["accessToken"]
-    if namespace not in ours:
-        raise UserError(f"--namespace {namespace}: {user['name']} belongs to {', '.join(ours)}")
-    if token["role"] == "read":
-        raise UserError(
-            f"the token of {user['name']} can only read: a job could neither start nor push its model. "
-            f"Make one that may write on {SETTINGS} and run `hf auth login`"
-        )
-    if token["role"] == "fineGrained":
-        scopes = token["fineGrained"]["scoped"]
-        granted = {right for scope in scopes if scope["entity"]["name"] == namespace for right in scope["permissions"]}
-        if "job.write" not in granted:
-            raise UserError(
-                f"the fine-grained token of {user['name']} has no job.write permission on {namespace}. "
-                f"Add it on {SETTINGS}"
-            )
-    return f"{user['name']} may start jobs in {namespace}"
 
 
 def dataset(api: HfApi, config: Config) -> dict[str, int]:
@@ -59,7 +32,7 @@ def dataset(api: HfApi, config: Config) -> dict[str, int]:
 
     assert config.data is not None
     publish = "publish it with `python -m data_prep pack YOLO_DIR --out DIR --repo-id USER/NAME`"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.data) or Path(config.data).exists():
+    if not re.fullmatch(REPO, config.data) or Path(config.data).exists():
         raise UserError(f"--data {config.data}: a job sees no folder of this machine; {publish}")
     try:
         info = api.dataset_info(config.data, revision=config.data_revision)
@@ -76,26 +49,19 @@ def dataset(api: HfApi, config: Config) -> dict[str, int]:
     return dict.fromkeys(SPLITS.values(), 0) | {split["name"]: split["num_examples"] for split in splits}
 
 
-def pretrained(api: HfApi, repo_id: str, flag: str) -> str:
-    """Whether the job can fetch a pretrained model, which may be gated.
+def pretrained(flag: str, repo_id: str) -> str:
+    """Whether the job can fetch the model that --backbone or --detr_init names.
 
     Raises:
         UserError: it cannot.
     """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from recipe.access import check_read_access
 
     if repo_id in ("tiny", "none"):
         return f"{flag} {repo_id}: nothing to fetch"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) or Path(repo_id).exists():
+    if not re.fullmatch(REPO, repo_id) or Path(repo_id).exists():
         raise UserError(f"--{flag} {repo_id}: a job sees no folder of this machine; give the id of a Hub repo")
-    try:
-        api.auth_check(repo_id)
-    except GatedRepoError as error:
-        raise UserError(f"--{flag} {repo_id} is gated: accept its licence on {api.endpoint}/{repo_id}, as the user "
-                        "whose token this is")  from error  # fmt: skip
-    except RepositoryNotFoundError as error:
-        raise UserError(f"--{flag} {repo_id}: no such model, or this token may not read it") from error
-    return f"{repo_id} can be fetched"
+    return check_read_access(repo_id)
 
 
 def earlier_run(api: HfApi, repo_id: str, config: Config, resume: str) -> dict[str, Any]:
@@ -140,7 +106,7 @@ def image(api: HfApi, name: str) -> tuple[bool | None, str]:
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    space = re.fullmatch(r"(?:https://)?(?:hf\.co|huggingface\.co)/spaces/([\w.-]+/[\w.-]+)", name)
+    space = re.fullmatch(rf"(?:https://)?(?:hf\.co|huggingface\.co)/spaces/({REPO})", name)
     if space is None:
         return registry(name)
     publish = f"`python jobs/publish_image.py {space[1]}`"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import get_session
 
 from recipe.schema import UserError
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 TRANSIENT = {408, 412, 425, 429, 500, 502, 503, 504}  # 412: somebody else committed in between, so look again
 TIMEOUT = httpx2.Timeout(120, connect=20)  # the client's default is none: a silent server would hold it for ever
-PATIENCE = 180.0  # seconds for the questions at the start
+PATIENCE = 180.0  # seconds for each question at the start
+FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
 Result = TypeVar("Result")
 
 
@@ -93,35 +94,69 @@ def check_write_access(name: str, kind: str = "model", token: str | None = None)
         UserError: no token, a wrong or read-only one, one without the right on this namespace, or somebody else's.
         HubAway: the Hub cannot be asked.
     """
-    api, deadline = HfApi(token=token), time.monotonic() + PATIENCE
+    api = HfApi(token=token)
     if not (token or get_token()):
         raise UserError(f"{name}: no token. Run `hf auth login`, or set HF_TOKEN to one that may write")
+    user = _ask(name, "asking the Hub for the token's rights", api.whoami)
+    repo_id = full_id(name, user)
+    check_rights(user, repo_id, "repo.write")
     try:
-        user = retry("asking the Hub for the token's rights", api.whoami, deadline)
-        repo_id = name if "/" in name else f"{user['name']}/{name}"
-        _check_rights(repo_id, user)
-        retry(f"looking at {repo_id}", lambda: api.auth_check(repo_id, repo_type=kind, write=True), deadline)
+        _ask(name, f"looking at {repo_id}", lambda: api.auth_check(repo_id, repo_type=kind, write=True))
     except RepositoryNotFoundError:
         return f"{user['name']} may create {repo_id}"
+    return f"{user['name']} may write to {repo_id}"
+
+
+def check_read_access(repo_id: str) -> str:
+    """Whether a pretrained model, which may be gated, can be fetched, in words.
+
+    Raises:
+        UserError: its licence was not accepted, or there is no such repo for this token.
+        HubAway: the Hub cannot be asked.
+    """
+    api = HfApi()
+    try:
+        _ask(repo_id, f"looking at {repo_id}", lambda: api.auth_check(repo_id))
+    except GatedRepoError as error:
+        page = f"{api.endpoint}/{repo_id}"
+        raise UserError(f"{repo_id} is gated: accept its licence on {page}, as the user of `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{repo_id}: no such model, or this token may not read it (`hf auth login`)") from error
+    return f"{repo_id} can be fetched"
+
+
+def full_id(name: str, user: Mapping[str, Any]) -> str:
+    """USER/NAME, also of a NAME alone, as the Hub reads it."""
+    return name if "/" in name else f"{user['name']}/{name}"
+
+
+def check_rights(user: Mapping[str, Any], where: str, permission: str) -> None:
+    """Whether the token has "repo.write" or "job.write" in a namespace or on a repo, by its role and scopes.
+
+    Raises:
+        UserError: it has not.
+    """
+    namespace, token = where.split("/")[0], user["auth"]["accessToken"]
+    ours = [user["name"], *(org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read")]
+    if namespace not in ours:
+        raise UserError(f"{where}: {user['name']} cannot write there ({permission}), only under {', '.join(ours)}")
+    if token["role"] == "read":
+        raise UserError(f"{where}: the token can only read. {FIX}")
+    if token["role"] == "fineGrained":
+        scopes = token["fineGrained"]["scoped"]
+        granted = {scope["entity"]["name"] for scope in scopes if permission in scope["permissions"]}
+        if not granted & {namespace, where}:
+            raise UserError(
+                f"{where}: the fine-grained token has no write permission on {namespace} ({permission}). {FIX}"
+            )
+
+
+def _ask(name: str, what: str, call: Callable[[], Result]) -> Result:
+    try:
+        return retry(what, call, time.monotonic() + PATIENCE)
+    except RepositoryNotFoundError:
+        raise
     except (OSError, httpx2.HTTPError) as error:
         if is_transient(error) or not isinstance(error, HfHubHTTPError):
             raise HubAway(f"{name}: the Hub cannot be reached ({in_a_line(error)})") from error
         raise UserError(f"{name}: the Hub does not take this token ({in_a_line(error)}). {FIX}") from error
-    return f"{user['name']} may write to {repo_id}"
-
-
-FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
-
-
-def _check_rights(repo_id: str, user: Mapping[str, Any]) -> None:
-    namespace, token = repo_id.split("/")[0], user["auth"]["accessToken"]
-    ours = [user["name"], *(org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read")]
-    if namespace not in ours:
-        raise UserError(f"{repo_id}: {user['name']} cannot write there, only under {', '.join(ours)}")
-    if token["role"] == "read":
-        raise UserError(f"{repo_id}: the token can only read. {FIX}")
-    if token["role"] == "fineGrained":
-        scopes = token["fineGrained"]["scoped"]
-        granted = {scope["entity"]["name"] for scope in scopes if "repo.write" in scope["permissions"]}
-        if not granted & {namespace, repo_id}:
-            raise UserError(f"{repo_id}: the fine-grained token has no write permission on {namespace}. {FIX}")

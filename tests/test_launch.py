@@ -282,7 +282,7 @@ def test_a_token_that_only_reads_is_refused(hub, capsys, monkeypatch):
 
 def test_a_fine_grained_token_needs_the_right_to_start_jobs(hub, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_fine")
-    assert "no job.write permission on alice" in refused(hub, capsys)
+    assert "no write permission on alice (job.write)" in refused(hub, capsys)
     FINE["alice"].append("job.write")
     try:
         assert start("--dry-run") == 0
@@ -291,7 +291,7 @@ def test_a_fine_grained_token_needs_the_right_to_start_jobs(hub, capsys, monkeyp
 
 
 def test_somebody_elses_namespace_is_refused(hub, capsys):
-    assert "alice belongs to alice" in refused(hub, capsys, "--namespace", "bob")
+    assert "alice cannot write there (job.write), only under alice" in refused(hub, capsys, "--namespace", "bob")
 
 
 @pytest.mark.parametrize(
