@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 from jobs import preflight
 from jobs.job import PROJECT, Order, follow, patiently, say, submit, table
 from jobs.plan import Plan, Target, hours, schedule
-from recipe.config import Config, parse_train, training_defaults
+from recipe.config import Config, parse_train
 from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
+    from transformers import TrainingArguments
 
 DEADLINE_EXIT = 75  # of `recipe train`: stopped at --max_hours with everything pushed
 DETACHED_EXIT = 130  # as a shell has it after Ctrl-C
@@ -78,15 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def launch(options: argparse.Namespace, training: list[str]) -> int:
     """The recipe of a launch: the flags, the Hub's side, the time and the costs, the job."""
     config, rest = parse_train(training)
-    epochs = check_training_flags(config, rest)
+    args = check_training_flags(config, rest)
     from huggingface_hub import HfApi, get_token
 
     api, token = HfApi(), get_token()
     if token is None:
         raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
-    target = check_hub(api, options, config, rest)
-    plan = schedule(options, config, epochs, target)
-    order = make_order(options, training, rest, target, plan)
+    target = check_hub(api, options, config, args)
+    plan = schedule(options, config, args.num_train_epochs, target)
+    order = make_order(options, training, target, plan)
     if options.dry_run:
         print(json.dumps(order.describe(), indent=2))
         return 0
@@ -94,22 +95,20 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     return run(api, options, order, secrets, target)
 
 
-def check_training_flags(config: Config, rest: list[str]) -> float:
-    """Let transformers judge the flags that are its own. Returns the number of epochs."""
-    if config.preset == "full" and not config.data:
-        raise UserError("--data USER/CROWD is missing after `--`")
-    if flag(rest, "hub_token") is not None:
+def check_training_flags(config: Config, rest: list[str]) -> TrainingArguments:
+    """Let the recipe and transformers judge the other flags, as on a job with a GPU, whatever this machine has.
+
+    Only whether the GPU can do what --tf32 and --bf16 ask for is left to the job itself.
+    """
+    from recipe.train import training_arguments
+
+    args = training_arguments(config, ["--bf16", "true", *rest, "--tf32", "false", "--use_cpu", "true"])
+    if args.hub_token is not None:
         raise UserError("--hub_token: a job's command can be read by others; the job gets your token as a secret")
-    default = float(training_defaults(config)["num_train_epochs"])
-    try:
-        from recipe.train import training_arguments
-    except ImportError as error:
-        say(f"note: flags of TrainingArguments are not checked here ({error})")
-        return float(flag(rest, "num_train_epochs") or default)
-    return float(training_arguments(config, rest).num_train_epochs)
+    return args
 
 
-def check_hub(api: HfApi, options: argparse.Namespace, config: Config, rest: list[str]) -> Target:
+def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: TrainingArguments) -> Target:
     """Token, flavor, data, weights, model repo, dashboard and image, cheapest first; prints what it finds."""
     from recipe.access import check_rights, check_write_access
 
@@ -121,7 +120,7 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, rest: lis
     say(f"machine    {machine.name}, ${preflight.hourly(machine):.2f} an hour")
     images = patiently("looking at the data", lambda: preflight.dataset(api, config)) if config.data else {}
     say(f"data       {config.data or 'the built-in sample'} {images or ''}".rstrip())
-    model = flag(rest, "hub_model_id") or f"{namespace}/{(config.data or 'recipe-pilot').split('/')[-1]}-detector"
+    model = args.hub_model_id or f"{namespace}/{(config.data or 'recipe-pilot').split('/')[-1]}-detector"
     say(f"model      {check_write_access(model)}")
     resume = lambda: preflight.earlier_run(api, model, config, config.resume)  # noqa: E731
     record = patiently("looking at the model repo", resume)
@@ -130,7 +129,7 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, rest: lis
     else:
         for name in ("backbone", "detr_init"):
             say(f"weights    {preflight.pretrained(name, getattr(config, name))}")
-    space = dashboard_space(rest, namespace)
+    space = dashboard_space(args, namespace)
     if space is not None:
         say(f"dashboard  {check_write_access(space, 'space')}")
     image = options.image or f"hf.co/spaces/{namespace}/recipe"
@@ -140,15 +139,14 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, rest: lis
     return Target(namespace, image, model, space, dashboard, machine, images, record)
 
 
-def dashboard_space(rest: list[str], namespace: str) -> str | None:
+def dashboard_space(args: TrainingArguments, namespace: str) -> str | None:
     """The Trackio Space of the job: what it logs on its own disk is gone at its end."""
-    space = flag(rest, "trackio_space_id")
-    if space is None and "TRACKIO_SERVER_URL" not in os.environ and flag(rest, "report_to") in (None, "trackio"):
+    if args.trackio_space_id is None and "TRACKIO_SERVER_URL" not in os.environ and "trackio" in args.report_to:
         return f"{namespace}/trackio"
-    return space
+    return args.trackio_space_id
 
 
-def make_order(options: argparse.Namespace, training: list[str], rest: list[str], target: Target, plan: Plan) -> Order:
+def make_order(options: argparse.Namespace, training: list[str], target: Target, plan: Plan) -> Order:
     """The job itself: the user's flags, and those that every job needs."""
     command = ["recipe", "train", *training]
     command += ["--max_hours", f"{plan.max_hours:.3f}", "--hub_model_id", target.model, "--push_to_hub"]
@@ -231,17 +229,6 @@ def status(namespace: str | None) -> int:
     jobs = patiently("listing the jobs", lambda: list(api.list_jobs(namespace=owner, labels=PROJECT)))
     print(table(jobs) if jobs else f"no jobs of this project in {owner}")
     return 0
-
-
-def flag(words: Sequence[str], name: str) -> str | None:
-    """The value of `--name value` or `--name=value`; the last one counts."""
-    spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
-    found = None
-    for word, after in zip(words, [*words[1:], ""], strict=False):
-        key, equals, value = word.partition("=")
-        if key in spellings:
-            found = value if equals else after
-    return found
 
 
 if __name__ == "__main__":
