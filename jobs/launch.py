@@ -110,7 +110,7 @@ def check_training_flags(config: Config, rest: list[str]) -> TrainingArguments:
 
 def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: TrainingArguments) -> Target:
     """Token, flavor, data, weights, model repo, dashboard and image, cheapest first; prints what it finds."""
-    from recipe.access import check_rights, check_write_access
+    from recipe.access import check_rights, check_write_access, full_id
 
     user = patiently("asking the Hub who we are", api.whoami)
     namespace = options.namespace or user["name"]
@@ -120,7 +120,8 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: Tra
     say(f"machine    {machine.name}, ${preflight.hourly(machine):.2f} an hour")
     images = patiently("looking at the data", lambda: preflight.dataset(api, config)) if config.data else {}
     say(f"data       {config.data or 'the built-in sample'} {images or ''}".rstrip())
-    model = args.hub_model_id or f"{namespace}/{(config.data or 'recipe-pilot').split('/')[-1]}-detector"
+    default = f"{namespace}/{(config.data or 'recipe-pilot').split('/')[-1]}-detector"
+    model = full_id(args.hub_model_id or default, user)
     say(f"model      {check_write_access(model)}")
     resume = lambda: preflight.earlier_run(api, model, config, config.resume)  # noqa: E731
     record = patiently("looking at the model repo", resume)
@@ -131,6 +132,7 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: Tra
             say(f"weights    {preflight.pretrained(name, getattr(config, name))}")
     space = dashboard_space(args, namespace)
     if space is not None:
+        space = full_id(space, user)
         say(f"dashboard  {check_write_access(space, 'space')}")
     image = options.image or f"hf.co/spaces/{namespace}/recipe"
     known, words = patiently("looking at the image", lambda: preflight.image(api, image))

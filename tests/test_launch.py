@@ -224,7 +224,9 @@ def test_ctrl_c_detaches_and_leaves_the_job_alone(hub, stand_in, capsys):
     assert f"hf jobs cancel alice/{job.info['id']}" in capsys.readouterr().err
 
 
-def test_until_done_starts_the_next_job_until_the_training_is_over(hub, stand_in, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["alice/detector", "detector"])
+def test_until_done_starts_the_next_job_until_the_training_is_over(hub, stand_in, tmp_path, name):
+    """Asked for a NAME without its USER the Hub knows no such repo: a run that pushed would seem to get nowhere."""
     stand_in(
         f"""
 from pathlib import Path
@@ -237,7 +239,7 @@ api.create_repo("alice/detector", exist_ok=True)
 api.upload_file(path_or_fileobj=str(times).encode(), path_in_repo="state", repo_id="alice/detector")
 sys.exit(0 if times == 2 else 75)"""
     )
-    assert start("--until-done") == 0
+    assert start("--until-done", train=[*TRAIN[:-1], name]) == 0
     assert len(hub.jobs.all) == 3
     assert len({job.spec["labels"]["launch"] for job in hub.jobs.all.values()}) == 3
 
