@@ -1,6 +1,6 @@
 """A training as a job on HF Jobs: started once, followed to its end, found again later.
 
-submit(api, order, token)  ->  the job, even where the answer to the first request was lost
+submit(api, namespace, order)  ->  the job, even where the answer to the first request was lost
 follow(api, job)           ->  its exit code, its log printed on the way
 """
 
@@ -11,7 +11,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from recipe.schema import UserError
@@ -26,38 +25,8 @@ TIMEOUT_EXIT, CANCELED_EXIT = 124, 143  # as `timeout` and a terminated shell ha
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Order:
-    """What is asked of HF Jobs, secrets as names only."""
-
-    namespace: str
-    image: str
-    command: list[str]
-    flavor: str
-    timeout_seconds: int
-    attempts: int
-    labels: dict[str, str]
-    environment: dict[str, str] = field(default_factory=dict)
-    secrets: tuple[str, ...] = ("HF_TOKEN",)
-
-    def describe(self) -> dict[str, Any]:
-        """The request as it is sent, but for the values of the secrets."""
-        space = re.match(r"(?:https://)?(?:hf\.co|huggingface\.co)/spaces/(.+)", self.image)
-        return {
-            **({"spaceId": space[1]} if space else {"dockerImage": self.image}),
-            "command": self.command,
-            "arguments": [],
-            "environment": self.environment,
-            "secrets": list(self.secrets),
-            "flavor": self.flavor,
-            "timeoutSeconds": self.timeout_seconds,
-            "attempts": self.attempts,
-            "labels": {**self.labels, "launch": "(new for every start)"},
-        }
-
-
-def submit(api: HfApi, order: Order, secrets: dict[str, str]) -> JobInfo:
-    """Start the job, once.
+def submit(api: HfApi, namespace: str, order: dict[str, Any]) -> JobInfo:
+    """Start a job with these arguments of `run_job`, once.
 
     The client does not repeat this request, and an answer may be lost on the way back: before it is sent again, the
     job is looked for by a label that only this call has.
@@ -71,23 +40,13 @@ def submit(api: HfApi, order: Order, secrets: dict[str, str]) -> JobInfo:
     end, pause = time.monotonic() + PATIENCE, 1.0
     while True:
         try:
-            return api.run_job(
-                image=order.image,
-                command=order.command,
-                env=order.environment,
-                secrets=secrets,
-                flavor=order.flavor,
-                timeout=order.timeout_seconds,
-                attempts=order.attempts,
-                labels={**order.labels, **mine},
-                namespace=order.namespace,
-            )
+            return api.run_job(**order | {"labels": order["labels"] | mine}, namespace=namespace)
         except Exception as error:
             if not is_transient(error):
                 raise UserError(f"HF Jobs refuses the job: {in_a_line(error)}") from error
             say(f"note: the Hub did not confirm the job ({in_a_line(error)}); looking whether it runs")
         time.sleep(pause)
-        found = patiently("looking for the job", lambda: list(api.list_jobs(namespace=order.namespace, labels=mine)))
+        found = patiently("looking for the job", lambda: list(api.list_jobs(namespace=namespace, labels=mine)))
         if found:
             return found[0]
         if time.monotonic() > end:

@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs import preflight
-from jobs.job import PROJECT, Order, follow, patiently, say, submit, table
+from jobs.job import PROJECT, follow, patiently, say, submit, table
 from jobs.plan import Plan, Target, hours, schedule
 from recipe.config import Config, parse_train
 from recipe.schema import UserError
@@ -87,12 +88,13 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
         raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
     target = check_hub(api, options, config, args)
     plan = schedule(options, config, args.num_train_epochs, target)
-    order = make_order(options, training, target, plan)
+    order = make_order(options, training, token, target, plan)
     if options.dry_run:
-        print(json.dumps(order.describe(), indent=2))
+        from huggingface_hub._jobs_api import _create_job_spec  # by which `run_job` makes what it sends
+
+        print(json.dumps(_create_job_spec(**order) | {"secrets": list(order["secrets"])}, indent=2))
         return 0
-    secrets = {name: token if name == "HF_TOKEN" else os.environ[name] for name in order.secrets}
-    return run(api, options, order, secrets, target)
+    return run(api, options, order, target)
 
 
 def check_training_flags(config: Config, rest: list[str]) -> TrainingArguments:
@@ -130,52 +132,61 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: Tra
     else:
         for name in ("backbone", "detr_init"):
             say(f"weights    {preflight.pretrained(name, getattr(config, name))}")
-    space = dashboard_space(args, namespace)
+    space, server, write_token = dashboard(args, namespace)
     if space is not None:
         space = full_id(space, user)
-        say(f"dashboard  {check_write_access(space, 'space')}")
+    say(f"dashboard  {check_write_access(space, 'space') if space else server or 'none'}")
     image = options.image or f"hf.co/spaces/{namespace}/recipe"
     known, words = patiently("looking at the image", lambda: preflight.image(api, image))
     say(f"image      {words}" if known else f"note: image {words}")
-    dashboard = f"{api.endpoint}/spaces/{space}" if space else os.environ.get("TRACKIO_SERVER_URL")
-    return Target(namespace, image, model, space, dashboard, machine, images, record)
+    return Target(namespace, image, model, space, server, write_token, machine, images, record)
 
 
-def dashboard_space(args: TrainingArguments, namespace: str) -> str | None:
-    """The Trackio Space of the job: what it logs on its own disk is gone at its end."""
-    if args.trackio_space_id is None and "TRACKIO_SERVER_URL" not in os.environ and "trackio" in args.report_to:
-        return f"{namespace}/trackio"
-    return args.trackio_space_id
+def dashboard(args: TrainingArguments, namespace: str) -> tuple[str | None, str | None, str | None]:
+    """The job's Trackio Space, or else the address and the write token of a server: the job's own disk will be gone.
+
+    Raises:
+        UserError: TRACKIO_SERVER_URL is no address; what it holds is not shown, a token may be part of it.
+    """
+    from trackio.utils import parse_trackio_server_url, resolve_space_id_and_server_url
+
+    if "trackio" not in args.report_to:
+        return None, None, None
+    space, address = resolve_space_id_and_server_url(args.trackio_space_id, None)
+    if not address:
+        return space or f"{namespace}/trackio", None, None
+    server, token = parse_trackio_server_url(address)
+    if not re.match("https?://", server):
+        raise UserError("TRACKIO_SERVER_URL: must begin with http:// or https://; unset it to log to a Space")
+    return None, server, token or os.environ.get("TRACKIO_WRITE_TOKEN")
 
 
-def make_order(options: argparse.Namespace, training: list[str], target: Target, plan: Plan) -> Order:
-    """The job itself: the user's flags, and those that every job needs."""
+def make_order(
+    options: argparse.Namespace, training: list[str], token: str, target: Target, plan: Plan
+) -> dict[str, Any]:
+    """The job itself, as arguments of `run_job`: the user's flags, and those that every job needs."""
     command = ["recipe", "train", *training]
     command += ["--max_hours", f"{plan.max_hours:.3f}", "--hub_model_id", target.model, "--push_to_hub"]
-    environment, secrets = {}, ["HF_TOKEN"]
     if target.space is not None:
         command += ["--trackio_space_id", target.space]
-    elif "TRACKIO_SERVER_URL" in os.environ:
-        environment["TRACKIO_SERVER_URL"] = os.environ["TRACKIO_SERVER_URL"]
-        secrets += [name for name in ("TRACKIO_WRITE_TOKEN",) if name in os.environ]
-    return Order(
-        namespace=target.namespace,
-        image=target.image,
-        command=command,
-        flavor=target.machine.name,
-        timeout_seconds=round(plan.timeout * 3600),
-        attempts=options.attempts,
-        labels={**PROJECT, "model": target.model.replace("/", "--"), "name": target.model.split("/")[-1]},
-        environment=environment,
-        secrets=tuple(secrets),
-    )
+    secrets = {"HF_TOKEN": token, "TRACKIO_WRITE_TOKEN": target.write_token}
+    return {
+        "image": target.image,
+        "command": command,
+        "env": {"TRACKIO_SERVER_URL": target.server} if target.server else {},
+        "secrets": {name: value for name, value in secrets.items() if value},
+        "flavor": target.machine.name,
+        "timeout": round(plan.timeout * 3600),
+        "attempts": options.attempts,
+        "labels": {**PROJECT, "model": target.model.replace("/", "--"), "name": target.model.split("/")[-1]},
+    }
 
 
-def run(api: HfApi, options: argparse.Namespace, order: Order, secrets: dict[str, str], target: Target) -> int:
+def run(api: HfApi, options: argparse.Namespace, order: dict[str, Any], target: Target) -> int:
     """Start the job and follow it; with --until-done the next one too, until the training is over."""
     while True:
         before = head(api, target.model)
-        job = submit(api, order, secrets)
+        job = submit(api, target.namespace, order)
         announce(job, target, sys.argv)
         if options.detach:
             return 0
@@ -214,8 +225,8 @@ def announce(job: JobInfo, target: Target, argv: Sequence[str]) -> None:
     name = f"{job.owner.name}/{job.id}"
     say(f"job        {job.id}")
     say(f"page       {job.url}")
-    if target.dashboard:
-        say(f"dashboard  {target.dashboard}")
+    if target.space or target.server:
+        say(f"dashboard  {f'{job.endpoint}/spaces/{target.space}' if target.space else target.server}")
     say(f"model      {job.endpoint}/{target.model}")
     say(f"watch      hf jobs logs --follow {name}")
     say(f"cancel     hf jobs cancel {name}")

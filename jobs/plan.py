@@ -32,8 +32,9 @@ class Target:
     namespace: str
     image: str
     model: str
-    space: str | None  # of Trackio; None where its server is given, or nothing is logged
-    dashboard: str | None  # address
+    space: str | None  # of Trackio; None where a server is given, or nothing is logged
+    server: str | None  # its address, without the token
+    write_token: str | None  # of the server
     machine: JobHardwareInfo
     images: dict[str, int]  # per split; empty for the built-in sample
     record: dict[str, Any]  # run.json of the run that goes on; empty for a new one

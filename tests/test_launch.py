@@ -77,7 +77,8 @@ def hub(tmp_path, stand_in, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_alice")
-        monkeypatch.delenv("TRACKIO_SERVER_URL", raising=False)
+        for name in ("TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_WRITE_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
         yield hub
 
 
@@ -110,7 +111,6 @@ def test_a_dry_run_prints_the_very_job_that_would_start_and_starts_nothing(hub, 
     assert re.fullmatch("[0-9a-f]{16}", sent["labels"].pop("launch"))
     assert sent.pop("secrets") == {"HF_TOKEN": "hf_alice"}
     assert printed.pop("secrets") == ["HF_TOKEN"]
-    assert printed["labels"].pop("launch") == "(new for every start)"
     assert printed == sent
     assert printed["spaceId"] == "alice/recipe"
     assert printed["timeoutSeconds"] == 7200
@@ -138,15 +138,21 @@ def test_the_command_carries_the_users_flags_and_a_deadline_below_the_timeout(hu
     assert "--push_to_hub" in command
 
 
-def test_a_trackio_server_of_ones_own_is_passed_on_with_its_token_as_a_secret(hub, capsys, monkeypatch):
-    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("TRACKIO_WRITE_TOKEN", "wt_secret")
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://127.0.0.1:1?write_token=wt_secret"])
+def test_a_trackio_server_of_ones_own_is_passed_on_with_its_token_as_a_secret(hub, capsys, monkeypatch, address):
+    """`trackio show` prints its address with the token in it: so it is what people paste."""
+    monkeypatch.setenv("TRACKIO_SERVER_URL", address)
+    if "secret" not in address:
+        monkeypatch.setenv("TRACKIO_WRITE_TOKEN", "wt_secret")
     start("--dry-run")
+    start("--detach")
     said = capsys.readouterr()
-    assert json.loads(said.out)["environment"] == {"TRACKIO_SERVER_URL": "http://127.0.0.1:1"}
+    (sent,) = [job.spec for job in hub.jobs.all.values()]
+    assert sent["environment"] == json.loads(said.out)["environment"] == {"TRACKIO_SERVER_URL": "http://127.0.0.1:1"}
+    assert sent["secrets"] == {"HF_TOKEN": "hf_alice", "TRACKIO_WRITE_TOKEN": "wt_secret"}
     assert json.loads(said.out)["secrets"] == ["HF_TOKEN", "TRACKIO_WRITE_TOKEN"]
     assert "wt_secret" not in said.out + said.err
-    assert "--trackio_space_id" not in json.loads(said.out)["command"]
+    assert "--trackio_space_id" not in sent["command"]
 
 
 def test_help_answers_without_the_libraries():
