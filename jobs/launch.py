@@ -17,6 +17,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +126,8 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: Tra
     default = f"{namespace}/{(config.data or 'recipe-pilot').split('/')[-1]}-detector"
     model = full_id(args.hub_model_id or default, user)
     say(f"model      {check_write_access(model)}")
-    resume = lambda: preflight.earlier_run(api, model, config, config.resume)  # noqa: E731
-    record = patiently("looking at the model repo", resume)
+    find = partial(preflight.earlier_run, api, model, config, args, machine)
+    record = patiently("looking at the model repo", find)
     if record:
         say(f"           it holds this run already, begun {record['started']}: the job goes on with it")
     else:
@@ -209,15 +210,7 @@ def run(api: HfApi, options: argparse.Namespace, order: dict[str, Any], target: 
 
 def head(api: HfApi, model: str) -> str | None:
     """The newest commit of the model repo; None while there is none."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    def ask() -> str | None:
-        try:
-            return api.model_info(model).sha
-        except RepositoryNotFoundError:
-            return None
-
-    return patiently(f"looking at {model}", ask)
+    return patiently(f"looking at {model}", lambda: api.model_info(model).sha if api.repo_exists(model) else None)
 
 
 def announce(job: JobInfo, target: Target, argv: Sequence[str]) -> None:

@@ -5,8 +5,6 @@ python jobs/launch.py --flavor a10g-large --dry-run -- --data USER/CROWD
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from recipe.schema import SPLITS, UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo
+    from transformers import TrainingArguments
 
 REPO = r"[\w.-]+/[\w.-]+"
 READY = {"RUNNING", "SLEEPING", "PAUSED"}  # a Space in one of these stages has a built image
@@ -64,38 +63,30 @@ def pretrained(flag: str, repo_id: str) -> str:
     return check_read_access(repo_id)
 
 
-def earlier_run(api: HfApi, repo_id: str, config: Config, resume: str) -> dict[str, Any]:
+def earlier_run(
+    api: HfApi, repo_id: str, config: Config, args: TrainingArguments, machine: JobHardwareInfo
+) -> dict[str, Any]:
     """run.json of the run that the model repo holds already, which the job would go on with; empty if there is none.
 
     Raises:
         UserError: the repo holds something else, a run with other settings, or one that is not to be gone on with.
     """
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from recipe.hub import RunRepo
+    from recipe.run import check_same, identity
 
-    try:
-        names = set(api.list_repo_files(repo_id))
-    except RepositoryNotFoundError:
+    if not api.repo_exists(repo_id):  # to open it would make it
         return {}
-    if "last-checkpoint/run.json" not in names:
-        if names - {".gitattributes", "README.md"}:
-            raise UserError(f"--hub_model_id {repo_id}: holds something else than a run of this recipe; give another")
+    repo = RunRepo(repo_id)
+    repo.open(config.resume)
+    if repo.record is None:
         return {}
-    record: dict[str, Any] = json.loads(Path(api.hf_hub_download(repo_id, "last-checkpoint/run.json")).read_text())
-    if resume == "never":
-        raise UserError(f"--hub_model_id {repo_id}: holds a run already; give another, or leave out `--resume never`")
-    free = set(PILOT_CPU) if config.preset == "pilot" else set()  # these depend on the machine
-    wanted = {key: value for key, value in dataclasses.asdict(config).items() if key in record["identity"]}
-    differing = [
-        f"{key} was {record['identity'][key]}, now {value}"
-        for key, value in wanted.items()
-        if record["identity"][key] != value and key not in free
-    ]
-    if differing:
-        raise UserError(
-            f"--hub_model_id {repo_id}: holds a run with other settings: {'; '.join(differing)}. Give the "
-            "same settings to go on with it, or another repo to start a new run"
-        )
-    return record
+    gpus = int(machine.accelerator.quantity) if machine.accelerator else 1
+    both = (repo.record["identity"], identity(config, args, {}) | {"processes": gpus})
+    # What only the job knows: its data, what its device can do, and on a CPU the pilot's canvas.
+    left = {"dataset", "bf16", *(PILOT_CPU if config.preset == "pilot" else ())}
+    found, wanted = ({name: value for name, value in one.items() if name not in left} for one in both)
+    check_same(found, wanted, f"--hub_model_id {repo_id}")
+    return repo.record
 
 
 def image(api: HfApi, name: str) -> tuple[bool | None, str]:

@@ -19,6 +19,8 @@ from loopback_hub import LoopbackHub
 
 from jobs import job as job_room
 from jobs import launch, preflight
+from recipe import run
+from recipe.config import parse_train
 from recipe.schema import UserError
 
 FINE = {"alice": ["repo.write"]}  # but not job.write
@@ -322,11 +324,16 @@ def test_a_gated_backbone_whose_licence_was_not_accepted_is_refused(hub, capsys)
     assert "is gated: accept its licence" in refused(hub, capsys, train=train)
 
 
-def test_a_model_repo_with_another_run_is_refused(hub, capsys):
-    record = {"identity": {"num_queries": 100, "d_model": 256}, "started": "2026"}
-    commit(hub.api("hf_alice"), "alice/detector", {"last-checkpoint/run.json": json.dumps(record)})
-    assert "other settings: num_queries was 100, now 300" in refused(hub, capsys)
-    assert start("--dry-run", train=[*TRAIN, "--num_queries", "100"]) == 0
+@pytest.mark.parametrize("flag", ["num_queries", "learning_rate", "seed", "per_device_train_batch_size"])
+def test_a_model_repo_with_a_run_of_other_settings_is_refused(hub, capsys, flag):
+    """The job would refuse it too, once it was paid for."""
+    config, rest = parse_train([*TRAIN, f"--{flag}", "7"])
+    identity = run.identity(config, launch.check_training_flags(config, rest), {"manifest": "known to the job"})
+    record = {"identity": identity | {"bf16": False}, "run_name": "run", "started": "2026"}
+    files = {"last-checkpoint/run.json": json.dumps(record), "last-checkpoint/trainer_state.json": "{}"}
+    commit(hub.api("hf_alice"), "alice/detector", files)
+    assert re.search(rf"other settings: {flag} was 7[.0]*, now \S+\. Give", refused(hub, capsys))
+    assert start("--dry-run", train=[*TRAIN, f"--{flag}", "7"]) == 0
     assert "goes on with it" in capsys.readouterr().err
 
 
