@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from recipe.schema import UserError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PROJECT = {"project": "recipe"}  # the label by which --status knows our jobs
 ENDED = ("COMPLETED", "ERROR", "CANCELED", "DELETED")
 PATIENCE = 600.0  # seconds of answers that fail in passing, before we give up on a request
+LAST_TRIES = 10  # to read the log of a job that has ended: its exit code is known by then
 TIMEOUT_EXIT, CANCELED_EXIT = 124, 143  # as `timeout` and a terminated shell have them
 Result = TypeVar("Result")
 
@@ -55,50 +57,36 @@ def submit(api: HfApi, namespace: str, order: dict[str, Any]) -> JobInfo:
 
 
 def follow(api: HfApi, job: JobInfo) -> int:
-    """Print the job's log until it ends, through lost connections. Returns its exit code.
+    """Print the job's log until it ends, each line once, through lost connections. Returns its exit code.
 
     Raises:
-        UserError: the Hub has not answered for `PATIENCE` seconds.
+        UserError: the Hub does not answer for `PATIENCE` seconds, or refuses the log.
     """
     from recipe.access import in_a_line, is_transient
 
-    log, good = Log(api, job), time.monotonic()
+    asked = partial(api.inspect_job, job_id=job.id, namespace=job.owner.name)
+    shown, failures = 0, 0
     while True:
-        began = time.monotonic()
+        now = patiently("asking for the job", asked)
+        ended = now.status.stage in ENDED  # asked before the log is read, which is then the whole of it
         try:
-            log.read(follow=True)
+            lines = api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=not ended)
+            for number, line in enumerate(lines, 1):
+                if number > shown:  # the Hub sends a log from its first line on
+                    print(line, flush=True)
+                    shown = number
         except Exception as error:
-            good = time.monotonic() if time.monotonic() - began > 60 else good
-            if not is_transient(error) or time.monotonic() - good > PATIENCE:
+            failures += ended
+            if is_transient(error) and failures < LAST_TRIES:
+                time.sleep(2)
+                continue
+            if not ended:
                 raise UserError(f"the log of {job.id} cannot be read ({in_a_line(error)}); the job goes on") from error
-            time.sleep(2)
-        if (now := look(api, job)).status.stage in ENDED:
-            break
+            say(f"note: the end of the log cannot be read ({in_a_line(error)})")
+        if ended:
+            say(f"{job.id}: {now.status.stage} {now.status.message or ''}".rstrip())
+            return exit_code(now)
         time.sleep(1)
-    # Where the connection dropped while the job ended, the client stops: the rest of the log is still to come.
-    patiently("reading the end of the log", lambda: log.read(follow=False))
-    say(f"{job.id}: {now.status.stage} {now.status.message or ''}".rstrip())
-    return exit_code(now)
-
-
-class Log:
-    """The lines of a job's log, each printed once, however often the Hub sends them again from the first."""
-
-    def __init__(self, api: HfApi, job: JobInfo) -> None:
-        self.api, self.job, self.shown = api, job, 0
-
-    def read(self, *, follow: bool) -> None:
-        """Print what is new; with `follow`, go on until the job ends."""
-        lines = self.api.fetch_job_logs(job_id=self.job.id, namespace=self.job.owner.name, follow=follow)
-        for number, line in enumerate(lines, 1):
-            if number > self.shown:
-                print(line, flush=True)
-                self.shown = number
-
-
-def look(api: HfApi, job: JobInfo) -> JobInfo:
-    """The job as it is now."""
-    return patiently("asking for the job", lambda: api.inspect_job(job_id=job.id, namespace=job.owner.name))
 
 
 def patiently(what: str, call: Callable[[], Result]) -> Result:

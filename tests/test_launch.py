@@ -216,6 +216,16 @@ def test_every_line_of_the_log_is_printed_once_though_connections_drop(hub, stan
     assert len([entry for entry in hub.requests if entry.path.endswith("/logs")]) >= 3
 
 
+def test_a_log_that_cannot_be_read_hides_neither_the_end_of_the_job_nor_its_exit_code(
+    hub, stand_in, monkeypatch, capsys
+):
+    monkeypatch.setattr(job_room, "LAST_TRIES", 2)
+    stand_in("sys.exit(41)")
+    hub.fail(r"/logs$", status=500)
+    assert start() == 41
+    assert "the end of the log cannot be read" in capsys.readouterr().err
+
+
 def test_ctrl_c_detaches_and_leaves_the_job_alone(hub, stand_in, capsys):
     stand_in("print('begun', flush=True); time.sleep(30)")
 
