@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface-hub", "trackio")
 # What may differ between a run and its continuation: nothing of it reaches a weight.
-FREE = {"preset", "data", "data_revision", "output_dir", "resume", "max_hours", "push_minutes", "shown_images"}
+FREE = {"preset", "data", "output_dir", "resume", "max_hours", "push_minutes", "shown_images"}
 TRAINING_IDENTITY = (
     "num_train_epochs",
     "max_steps",
@@ -39,8 +39,15 @@ TRAINING_IDENTITY = (
     "weight_decay",
     "warmup_steps",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
     "max_grad_norm",
     "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "metric_for_best_model",
+    "greater_is_better",
     "seed",
     "bf16",
     "per_device_train_batch_size",
@@ -171,8 +178,9 @@ def _write(folder: Path, record: Mapping[str, Any]) -> None:
 
 def without_tokens(argv: Sequence[str]) -> list[str]:
     """A command line, with the values of its `--..._token` flags left out."""
+    flag = r"--[\w-]*token[\w-]*"
     return [
-        re.sub(r"^(--\w*token\w*=).+", r"\1...", word) if not re.fullmatch(r"--\w*token\w*", before) else "..."
+        re.sub(f"^({flag}=).+", r"\1...", word) if not re.fullmatch(flag, before) else "..."
         for before, word in zip(["", *argv], argv, strict=False)
     ]
 

@@ -9,7 +9,7 @@ from conftest import TINY
 
 from recipe.cli import main
 from recipe.config import parse_train
-from recipe.run import claim, identity
+from recipe.run import claim, identity, without_tokens
 from recipe.schema import UserError
 from recipe.train import training_arguments
 
@@ -39,6 +39,30 @@ def test_the_same_settings_go_on_and_others_are_named(tmp_path):
     assert "learning_rate was 0.001, now 0.0005" in str(error.value)
     assert "num_queries was 12, now 30" in str(error.value)
     assert "max_grad_norm" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--data_revision", "v2"],
+        ["--metric_for_best_model", "eval_map_50"],
+        ["--greater_is_better", "false"],
+        ["--adam_beta2", "0.95"],
+        ["--adam_epsilon", "1e-6"],
+        ["--lr_scheduler_kwargs", '{"num_cycles": 2}'],
+    ],
+)
+def test_data_optimizer_and_the_choice_of_the_best_stay_those_of_the_first_day(tmp_path, flags):
+    folder = record(tmp_path / "run")
+    with pytest.raises(UserError, match=f"{flags[0][2:]} was"):
+        claim(folder, wanted(*flags), "auto")
+
+
+def test_a_tokens_value_is_left_out_however_its_flag_is_written():
+    words = ["recipe", "train", "--hub-token", "hf_1", "--hub-token=hf_2", "--hub_token", "hf_3", "--data", "crowd"]
+    assert without_tokens(words) == [
+        *("recipe", "train", "--hub-token", "...", "--hub-token=...", "--hub_token", "...", "--data", "crowd")
+    ]
 
 
 def test_resume_never_refuses_to_overwrite_a_run(tmp_path):
