@@ -1,6 +1,6 @@
 """What of a run is on the Hub and what is still to be sent: a mark in each folder, so that no kill confuses the two.
 
-unpushed(Path("outputs/run"), "USER/NAME", final=True)  ->  ["checkpoint-8", "the best model and its report"]
+unpushed(Path("outputs/run"), "USER/NAME", final=True)  ->  ["checkpoint-8", "the final model and its report"]
 """
 
 from __future__ import annotations
@@ -65,4 +65,4 @@ def is_finished(folder: Path) -> bool:
 def unpushed(folder: Path, repo_id: str, *, final: bool) -> list[str]:
     """What is still to be sent, in words."""
     left = [path.name for path in backlog(folder, repo_id)]
-    return left + (["the best model and its report"] if final and not is_pushed(folder, repo_id) else [])
+    return left + (["the final model and its report"] if final and not is_pushed(folder, repo_id) else [])

@@ -36,7 +36,7 @@ from recipe.backlog import (
     unpushed,
 )
 from recipe.checkpoint import SHARDS, link
-from recipe.commits import addition, head, is_there, send_files, tree
+from recipe.commits import Tree, addition, head, is_there, send_files, tree
 from recipe.run import RUN_FILE, check_same, is_whole, last_checkpoint, read_record
 from recipe.schema import UserError
 
@@ -59,7 +59,8 @@ class RunRepo:
         self.repo_id, self.private, self.limit = repo_id, private, minutes * 60
         self.api = HfApi(token=token)
         self.record: dict[str, Any] | None = None  # run.json of the run that the repo holds, as `open` found it
-        self._commit = ""  # its newest commit
+        self.state: dict[str, Any] = {}  # and its trainer_state.json: how far it has come
+        self._commit = ""  # the repo's newest commit then
         self._worker: threading.Thread | None = None
 
     # ---- at the start ----
@@ -72,12 +73,7 @@ class RunRepo:
             HubAway: the Hub cannot be reached.
         """
         try:
-            self._create(time.monotonic() + PATIENCE)
-            self._commit, names = self._ask("reading", lambda: head(self.api, self.repo_id))
-            if f"{LAST}/{RUN_FILE}" in names:
-                with tempfile.TemporaryDirectory() as folder:
-                    file = self._download(f"{LAST}/{RUN_FILE}", self._commit, Path(folder))
-                    self.record = json.loads(file.read_text())
+            names = self._look(time.monotonic() + PATIENCE)
         except (OSError, httpx2.HTTPError) as error:
             kind = HubAway if is_transient(error) else UserError
             raise kind(f"--hub_model_id {self.repo_id}: {in_a_line(error)}") from error
@@ -103,14 +99,12 @@ class RunRepo:
         if not ours and folder.exists() and any(folder.iterdir()):
             return  # something else lies there: `run.claim` says so
         try:
-            incoming = folder / INCOMING / self._commit
-            state = json.loads(self._download(f"{LAST}/{STATE}", self._commit, incoming).read_text())
             here = last_checkpoint(folder)
-            if here is None or step_of(here) < state["global_step"]:
-                self._restore(folder, state)
+            if here is None or step_of(here) < self.state["global_step"]:
+                self._restore(folder, self.state)
         except (OSError, httpx2.HTTPError) as error:
             raise UserError(f"--hub_model_id {self.repo_id}: cannot be fetched ({in_a_line(error)})") from error
-        shutil.rmtree(folder / INCOMING)
+        shutil.rmtree(folder / INCOMING, ignore_errors=True)
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         last, best = state["global_step"], state["best_global_step"]
@@ -156,8 +150,6 @@ class RunRepo:
             What is still to be sent, in words.
         """
         end = time.monotonic() + self.limit
-        if final:
-            (folder / PUSHED).unlink(missing_ok=True)
         if self._worker is not None:
             self._worker.join(self.limit)
         if self._worker is None or not self._worker.is_alive():
@@ -170,19 +162,28 @@ class RunRepo:
         disable_progress_bars()
         try:
             if not self._commit:  # the Hub was away at the start
-                self._create(deadline)
+                self._look(deadline)
+            if self.record is not None:
+                check_same(self.record["identity"], read_record(folder)["identity"], f"--hub_model_id {self.repo_id}")
             for checkpoint in backlog(folder, self.repo_id):
                 self._send_checkpoint(folder, checkpoint, deadline)
             if final:
-                paths = [*model_files(folder), *report_files(folder, private=self.private)]
+                info = self._ask("reading", functools.partial(self.api.repo_info, self.repo_id), deadline)
+                paths = [*model_files(folder), *report_files(folder, private=bool(info.private))]
                 files = {str(path.relative_to(folder)): path for path in paths}
-                commit = send_files(self.api, self.repo_id, files, "The best model and its report", deadline)
+                commit = send_files(self.api, self.repo_id, files, "The final model and its report", deadline)
                 mark(folder, self.repo_id, commit)
         except Exception as error:  # nothing that happens to a push may end a training
             logger.warning("not pushed to %s (%s): %s", self.repo_id, type(error).__name__, in_a_line(error))
 
     def _send_checkpoint(self, folder: Path, checkpoint: Path, deadline: float) -> None:
         state = json.loads((checkpoint / STATE).read_text())
+        if step_of(checkpoint) <= (there := self.state.get("global_step", 0)):
+            logger.info("%s is not sent: %s has come to step %d", checkpoint.name, self.repo_id, there)
+            if step_of(checkpoint) == there:  # the machine may have died between the commit and its tag
+                self._tag(state, self._commit, deadline)
+            mark(checkpoint, self.repo_id, self._commit)
+            return
         files = {path.name: path for path in model_files(checkpoint)}
         kept = [path for path in checkpoint.iterdir() if path.name not in (PUSHED, "README.md")]
         files |= {f"{LAST}/{path.name}": path for path in [*kept, folder / RUN_FILE]}
@@ -199,9 +200,17 @@ class RunRepo:
 
     # ---- requests ----
 
-    def _create(self, deadline: float) -> None:
+    def _look(self, deadline: float) -> Tree:
+        """Create the repo if need be, and read which run it holds and how far that has come."""
         create = functools.partial(self.api.create_repo, self.repo_id, private=self.private, exist_ok=True)
         self.repo_id = self._ask("creating", create, deadline).repo_id
+        commit, names = self._ask("reading", lambda: head(self.api, self.repo_id), deadline)
+        if f"{LAST}/{RUN_FILE}" in names:
+            with tempfile.TemporaryDirectory() as folder:
+                files = [self._download(f"{LAST}/{name}", commit, Path(folder)) for name in (RUN_FILE, STATE)]
+                self.record, self.state = (json.loads(file.read_text()) for file in files)
+        self._commit = commit
+        return names
 
     def _ask(self, what: str, call: Any, deadline: float | None = None) -> Any:
         return retry(f"{what} {self.repo_id}", call, deadline or time.monotonic() + PATIENCE)

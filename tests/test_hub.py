@@ -164,11 +164,25 @@ def test_the_finished_run_puts_the_best_model_and_the_report_at_the_root(hub, tm
     (folder / "report" / "report.md").write_text("fine\n")
     assert opened(folder).push(folder, final=True) == []
     repo = hub.repo(NAME)
-    assert titles(hub)[-1] == "The best model and its report"
+    assert titles(hub)[-1] == "The final model and its report"
     assert repo.read(SHARDS[False], "main") == b"model-00002-of-00002.safetensors 4"
     assert repo.read("last-checkpoint/optimizer.pt", "main") == b"optimizer.pt 8"
     assert repo.read("report/report.md", "main") == b"fine\n"
     assert repo.read("README.md", "main") == b"# The best\n"
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_photographs_stay_out_of_a_repo_that_was_public_before(hub, tmp_path, private):
+    """Fails if the flag is asked, which says private: create_repo leaves an existing repo as it was."""
+    hub.api("hf_alice").create_repo(NAME, private=private)
+    folder = make_run(tmp_path / "run", epochs=1)
+    (folder / "report").mkdir()
+    for name in ("report.md", "worst.png", "curves.png"):
+        (folder / "report" / name).write_text(name)
+    assert opened(folder).push(folder, final=True) == []
+    sent = set(hub.repo(NAME).snapshot("main")["files"])
+    assert {"report/report.md", "report/curves.png"} <= sent
+    assert ("report/worst.png" in sent) == private
 
 
 # ---- bad days ----
@@ -432,6 +446,30 @@ def test_recipe_push_does_not_overwrite_another_run(lost, tmp_path, capsys):
     (folder / RUN_FILE).write_text(json.dumps(record | {"identity": IDENTITY | {"seed": 1}}))
     assert main(["push", str(folder)]) == 2
     assert "seed was 42, now 1" in capsys.readouterr().err
+
+
+def test_recipe_push_does_not_take_the_hub_back_to_an_earlier_epoch(lost, tmp_path, caplog):
+    """A machine with an epoch of its own is outrun by one that went on from the Hub."""
+    folder, before = make_run(tmp_path / "run", epochs=1), titles(lost)
+    with caplog.at_level("INFO", "recipe"):
+        assert main(["push", str(folder)]) == 0
+    assert f"checkpoint-4 is not sent: {NAME} has come to step 12" in caplog.text
+    assert titles(lost) == before
+    assert lost.repo(NAME).read("last-checkpoint/optimizer.pt", "main") == b"optimizer.pt 12"
+    save_epoch(folder, 4)
+    assert main(["push", str(folder)]) == 0
+    assert titles(lost) == [*before, "epoch-04, step 16"]
+
+
+def test_a_hub_that_was_away_at_the_start_is_not_taken_back_either(lost, tmp_path, monkeypatch):
+    folder, before = make_run(tmp_path / "run", epochs=1), titles(lost)
+    lost.stop()
+    monkeypatch.setattr("recipe.access.PATIENCE", 1.0)
+    monkeypatch.setattr("recipe.hub.PATIENCE", 1.0)
+    repo = opened(folder)
+    lost.start()
+    assert repo.push(folder) == []
+    assert titles(lost) == before
 
 
 def test_a_push_from_two_machines_keeps_both_commits(hub, tmp_path):
