@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import TINY
@@ -14,6 +16,7 @@ from recipe.cli import main
 from recipe.processes import run_on_all
 from recipe.run import checkpoints, is_whole
 from recipe.tracking import read_log
+from recipe.train import DEADLINE_EXIT
 
 # Writes down which images each process trains on; torchrun starts it in place of `recipe`.
 WITNESS = """
@@ -84,5 +87,24 @@ def test_they_report_the_metrics_that_one_process_computes_from_the_same_weights
         assert logged[f"eval_{key}"] == pytest.approx(one[key], abs=1e-6), key
 
 
-def test_the_exit_code_is_that_of_the_process_that_failed():
+def test_sigterm_leaves_a_checkpoint_and_the_exit_code_75(packed, tmp_path):
+    """Fails where torchrun takes the signal: it exits 1, and its workers have 30 s for checkpoint and push."""
+    start = "import sys; from recipe.processes import run_on_all; sys.exit(run_on_all(2, sys.argv[1:]))"
+    flags = ["--data", str(packed), *TINY, "--use_cpu", "true", "--ddp_backend", "gloo", "--num_train_epochs", "500"]
+    run = subprocess.Popen(
+        [sys.executable, "-c", start, "train", *flags, "--output_dir", str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    try:
+        while run.poll() is None and not read_log(tmp_path / "run"):
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == DEADLINE_EXIT
+    finally:
+        run.kill()
+    assert is_whole(checkpoints(tmp_path / "run")[-1])
+
+
+def test_the_exit_code_is_that_of_the_process_that_failed(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process stay as they are
     assert run_on_all(1, ["predict", "nowhere", "nothing", "--out", os.devnull]) == 2
