@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def fit(trainer: CrowdTrainer) -> int:
-    """Halve the batch and double the accumulation until a forward and backward of the fullest images fits.
+    """Divide the batch and multiply the accumulation until a forward and backward of the fullest images fits.
 
     Matching and loss grow with the boxes of an image, so a random batch proves nothing.
 
@@ -35,10 +35,11 @@ def fit(trainer: CrowdTrainer) -> int:
                 f"not even one image of {trainer.recipe.shortest_edge} to {trainer.recipe.longest_edge} pixels fits "
                 "into the GPU's memory; try `--shortest_edge 800 --longest_edge 1333`"
             )
-        half = args.per_device_train_batch_size // 2
-        args.gradient_accumulation_steps *= args.per_device_train_batch_size // half
-        args.per_device_train_batch_size = trainer._train_batch_size = half
-        logger.warning("out of memory: batch %d x accumulation %d instead", half, args.gradient_accumulation_steps)
+        batch = args.per_device_train_batch_size
+        smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+        args.gradient_accumulation_steps *= batch // smaller
+        args.per_device_train_batch_size = trainer._train_batch_size = smaller
+        logger.warning("out of memory: batch %d x accumulation %d instead", smaller, args.gradient_accumulation_steps)
     restore(rng)  # the trial's dropout must not change the run
     return args.per_device_train_batch_size
 
