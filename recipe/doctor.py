@@ -174,21 +174,16 @@ def dataset(data: str) -> Iterator[Finding]:
 
 def backbone(name: str) -> Iterator[Finding]:
     """The weights are in reach: a folder, or a gated repo whose licence was accepted."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from recipe.access import check_read_access
 
     if Path(name).is_dir():
         there = any(Path(name).glob("*.safetensors"))
         yield "backbone", there, name if there else f"{name} holds no safetensors file"
         return
     try:
-        HfApi().auth_check(name)
-    except GatedRepoError:
-        yield "backbone", False, f"{name} is gated: accept its licence on its page, then `hf auth login`"
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        yield "backbone", False, f"{name}: {str(error).strip().splitlines()[0]}; or give `--backbone DIR`"
-    else:
-        yield "backbone", True, f"{name} can be fetched"
+        yield "backbone", True, check_read_access(name)
+    except (UserError, ValueError) as error:
+        yield "backbone", False, f"{error}; or give `--backbone DIR`"
 
 
 def token(repos: Mapping[str, str | None]) -> Iterator[Finding]:

@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import torch
-from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, DINOv3ViTBackbone, DINOv3ViTConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTBackboneOutput
 
+from recipe.access import in_a_line
 from recipe.config import PATCH, Config
 from recipe.matching import detection_loss
 from recipe.schema import CLASS_NAMES, UserError
@@ -26,6 +28,8 @@ from recipe.schema import CLASS_NAMES, UserError
 logger = logging.getLogger(__name__)
 
 BACKBONE_PREFIX = "model.backbone."
+# What from_pretrained raises: nothing there, refused, out of reach, or a damaged file (a git-lfs pointer).
+UNREADABLE = (OSError, ValueError, httpx2.HTTPError, SafetensorError)
 
 
 class FrozenBackbone(DINOv3ViTBackbone):
@@ -104,11 +108,11 @@ def load_backbone(config: Config) -> DINOv3ViTBackbone:
         backbone, report = DINOv3ViTBackbone.from_pretrained(
             name, revision=config.backbone_revision or "main", output_loading_info=True, dtype=torch.float32
         )
-    except (OSError, HfHubHTTPError, ValueError) as error:
+    except UNREADABLE as error:
         if local:
-            raise UserError(f"--backbone {name}: cannot be read as DINOv3 ({first_line(error)})") from error
+            raise UserError(f"--backbone {name}: cannot be read as DINOv3 ({in_a_line(error)})") from error
         raise UserError(
-            f"The backbone {name} cannot be fetched ({first_line(error)}). It is gated: accept its licence on the "
+            f"The backbone {name} cannot be fetched ({in_a_line(error)}). It is gated: accept its licence on the "
             f"page of {name} and run `hf auth login`, or give a folder that holds it with `--backbone DIR`."
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
@@ -173,8 +177,8 @@ def start_from_coco(model: DetrForObjectDetection, name: str) -> bool:
         donor, report = DetrForObjectDetection.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        logger.warning("detr_init: %s cannot be fetched (%s); starting from scratch.", name, first_line(error))
+    except UNREADABLE as error:
+        logger.warning("detr_init: %s cannot be fetched (%s); starting from scratch.", name, in_a_line(error))
         return False
     lost = [key for key in report["missing_keys"] if not key.startswith((BACKBONE_PREFIX, "model.input_projection"))]
     if lost:
@@ -216,7 +220,3 @@ def _run_in_fp32(head: nn.Module) -> None:
 def build_processor(shortest_edge: int, longest_edge: int) -> DetrImageProcessor:
     """The stock processor with the training geometry; pad_size stays unset: a fixed one breaks on portrait images."""
     return DetrImageProcessor(size={"shortest_edge": shortest_edge, "longest_edge": longest_edge})
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

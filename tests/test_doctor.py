@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx2
 import pytest
 
 from recipe import doctor as room
@@ -42,6 +43,20 @@ def test_a_packed_dataset_is_found_and_a_missing_backbone_is_told(packed, tmp_pa
     assert "FAILS" not in said
     assert main(["doctor", "--backbone", str(tmp_path), *place]) == 1
     assert "holds no safetensors file" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_hub_out_of_reach_is_one_line(tmp_path, capsys, monkeypatch):
+    """Fails where only OSError is caught: the client's ConnectError is none."""
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * MIN_DISK}))
+    monkeypatch.setattr("recipe.access.PATIENCE", 0)
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
+    assert main(["doctor", "--backbone", "USER/DINO", "--output_dir", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "USER/DINO: the Hub cannot be reached (no route); or give `--backbone DIR`" in said
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise httpx2.ConnectError("no route")
 
 
 def test_a_full_disk_fails(tmp_path, capsys, monkeypatch):
