@@ -13,20 +13,20 @@ import os
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DetrConfig, DetrForObjectDetection
 
-from recipe.model import BACKBONE_PREFIX, first_line, freeze
+from recipe.access import in_a_line
+from recipe.model import BACKBONE_PREFIX, UNREADABLE, freeze
 from recipe.schema import CLASS_NAMES, UserError
 
 SHARDS = {True: "model-00001-of-00002.safetensors", False: "model-00002-of-00002.safetensors"}  # backbone? -> file
 INDEX = "model.safetensors.index.json"
 
 
-def load_model(path: str | Path, revision: str | None = None) -> DetrForObjectDetection:
-    """A checkpoint folder or Hub repo as a frozen detector in fp32.
+def load_model(path: str | Path, revision: str | None = None, *, bf16: bool = False) -> DetrForObjectDetection:
+    """A checkpoint folder or Hub repo as a frozen detector, its backbone in bf16 or, to go on training it, in fp32.
 
     Raises:
         UserError: no such checkpoint, not one of this recipe, or a tensor of it is missing.
@@ -35,13 +35,13 @@ def load_model(path: str | Path, revision: str | None = None) -> DetrForObjectDe
         model, report = DetrForObjectDetection.from_pretrained(
             str(path), revision=revision or "main", output_loading_info=True
         )
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        raise UserError(f"{path}: no detector can be loaded from it ({first_line(error)})") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path}: no detector can be loaded from it ({in_a_line(error)})") from error
     check_checkpoint_config(model.config, str(path))
     lost = sorted(set(report["missing_keys"]) | {str(key) for key in report["mismatched_keys"]})
     if lost:
         raise UserError(f"{path}: {len(lost)} tensors are missing from the checkpoint, the first {lost[:3]}")
-    return freeze(model)
+    return freeze(model, torch.bfloat16 if bf16 else torch.float32)
 
 
 def check_checkpoint_config(config: DetrConfig, where: str) -> None:

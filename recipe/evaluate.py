@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -27,13 +28,13 @@ def evaluate(options: argparse.Namespace) -> int:
     compare = Path(options.compare) if options.compare else None
     if compare is not None:
         read_metrics(compare)  # a typo costs nothing yet
-    model = load_model(options.checkpoint, options.revision)
+    folder = output_folder(options)
+    gpu = torch.cuda.is_available()
+    model = load_model(options.checkpoint, options.revision, bf16=gpu)
     processor = load_processor(options.checkpoint, options.revision)
     geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
     source, annotations, info = load_split(options.data, options.split, limit=options.limit)
     dataset = CrowdDataset(source, annotations, geometry)
-    folder = output_folder(options)
-    gpu = torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(folder),
         per_device_eval_batch_size=options.batch_size,
@@ -68,14 +69,19 @@ def output_folder(options: argparse.Namespace) -> Path:
     """Where the report goes: --out, or a folder inside a local checkpoint."""
     local = Path(options.checkpoint)
     if options.out is None and not local.is_dir():
-        raise UserError("--out is missing: a checkpoint on the Hub has no folder here to write the report into")
+        raise UserError(f"--out is missing: {local} is no folder here to write the report into; give `--out DIR`")
     return writable(Path(options.out) if options.out else local / f"evaluation-{options.split}")
 
 
 def writable(folder: Path) -> Path:
-    """The folder of --out, made where it is not there."""
+    """The folder of --out, made where it is not there.
+
+    Raises:
+        UserError: nothing can be written into it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # one that was there already may be read-only
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
     return folder

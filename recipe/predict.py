@@ -36,21 +36,21 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 def predict(options: argparse.Namespace) -> int:
     """Predict all images of `options.paths`. Returns the exit code: 2 if not one could be read."""
     paths = find_images(options.paths)
-    model = load_model(options.checkpoint, options.revision)
+    out = writable(Path(options.out))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(options.checkpoint, options.revision, bf16=device == "cuda").to(device).eval()
     processor = load_processor(options.checkpoint, options.revision)
     thresholds = class_thresholds(model, options.threshold)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).eval()
-    out = writable(Path(options.out))
     results: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     for number, path in enumerate(track(paths, description="predict", disable=not logger.isEnabledFor(logging.INFO))):
         try:
             pixels = decode(path.read_bytes())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a decoder's errors share no base: PIL's DecompressionBombError, SyntaxError
             logger.warning("%s: left out, it cannot be read (%s)", path, error)
             continue
-        found = detect(model, processor, pixels, thresholds)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            found = detect(model, processor, pixels, thresholds)
         images.append({"id": number, "file_name": str(path), "height": pixels.shape[0], "width": pixels.shape[1]})
         results += coco_results(number, found)
         drawn = draw_boxes(pixels, found["boxes"], found["labels"])

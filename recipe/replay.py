@@ -15,6 +15,7 @@ from torch import nn
 
 from recipe.batches import normalise
 from recipe.checkpoint import load_model
+from recipe.run import read_record
 from recipe.schema import UserError
 
 
@@ -29,11 +30,13 @@ def replay(folder: str) -> int:
         raise UserError(f"{folder}: has no batch.pt; give the folder that the stopped run named, nonfinite/step-N")
     saved = torch.load(path, map_location="cpu", weights_only=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(folder).to(device).train()
+    run = read_record(Path(folder, "..", ".."))
+    bf16 = run["training"]["bf16"] if run else device == "cuda"  # as the step was
+    model = load_model(folder, bf16=bf16).to(device).train()
     broken = watch_modules(model)
     restore(saved["rng"])
     inputs = normalise(to_device(saved["inputs"], device))
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
         outputs = model(**inputs)
     for name, value in outputs.loss_dict.items():
         print(f"{name:14} {float(value):.4f}")

@@ -346,6 +346,17 @@ def test_a_folder_that_is_no_dinov3_is_refused_instead_of_left_random(tmp_path):
         load_backbone(config("--backbone", str(folder)))
 
 
+def test_a_git_lfs_pointer_in_place_of_the_weights_is_one_line(tmp_path, checkpoint):
+    DINOv3ViTModel(tiny_backbone()).save_pretrained(tmp_path / "dinov3")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    (tmp_path / "dinov3" / "model.safetensors").write_text(pointer)
+    with pytest.raises(UserError, match=r"dinov3: cannot be read as DINOv3 \(.*header"):
+        load_backbone(config("--backbone", str(tmp_path / "dinov3")))
+    (checkpoint / SHARDS[False]).write_text(pointer)
+    with pytest.raises(UserError, match=r"no detector can be loaded from it \(.*header"):
+        load_model(checkpoint)
+
+
 # ---- checkpoints ----
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from packed import encoded
+from PIL import Image
+from test_model import config, save
 
+from recipe.cli import main
+from recipe.model import build_model, freeze
 from recipe.predict import class_thresholds, coco_results, detect
 
 
@@ -34,6 +40,16 @@ def test_a_threshold_is_as_wished_else_the_checkpoints_else_one_half():
     assert class_thresholds(model, None) == [0.5, 0.25]
     assert class_thresholds(model, 0.0) == [0.0, 0.0]
     assert class_thresholds(SimpleNamespace(config=SimpleNamespace()), None) == [0.5, 0.5]
+
+
+def test_a_file_that_is_a_decompression_bomb_is_left_out_like_any_other(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 90)
+    for name, size in (("bomb", (300, 300)), ("fine", (60, 90))):
+        (tmp_path / f"{name}.png").write_bytes(encoded(np.zeros((*size, 3), np.uint8), "PNG"))
+    checkpoint = save(freeze(build_model(config())), tmp_path / "checkpoint")
+    assert main(["predict", str(checkpoint), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert "bomb.png: left out" in caplog.text
+    assert [image["id"] for image in json.loads((tmp_path / "out" / "images.json").read_text())] == [1]
 
 
 def test_results_are_cocos_boxes_as_plain_numbers():
