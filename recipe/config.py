@@ -10,6 +10,7 @@ Standard library only: `--help` and the launcher must answer at once.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -109,7 +110,6 @@ TRAINING: dict[str, Any] = {
     "save_total_limit": 8,
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_map",
-    "greater_is_better": True,
     "logging_steps": 50,
     "logging_first_step": True,
     "logging_nan_inf_filter": False,  # the default hides a non-finite loss; here it stops the run
@@ -121,6 +121,7 @@ TRAINING: dict[str, Any] = {
     "report_to": "trackio",
     "project": "crowd-detr",
     "trackio_static_space_id": False,  # with a private repo the default tries a static Space and kills the run
+    "push_to_hub": None,  # wherever --hub_model_id is given, unless refused
     "hub_private_repo": True,  # photographs of people: private unless asked otherwise
     "hub_strategy": "checkpoint",  # adds last-checkpoint/, from which a lost machine resumes
     "seed": 42,
@@ -133,6 +134,27 @@ PILOT_TRAINING: dict[str, Any] = {
     "logging_steps": 1,  # the default of 500 would log nothing
     "dataloader_num_workers": 2,
 }
+
+# Flags of TrainingArguments that would do nothing here, or harm: refused, with what holds instead.
+REFUSED: dict[str, str] = {
+    "resume_from_checkpoint": "the same command goes on from the last checkpoint in --output_dir or on the Hub",
+    "save_only_model": "no run goes on from a checkpoint without its optimizer",
+    "enable_jit_checkpoint": "SIGTERM leaves a whole checkpoint already",
+    "hub_revision": "a run goes to main, with a tag per epoch; give another repo by --hub_model_id",
+    "hub_strategy": "every checkpoint is pushed, with all that a lost machine needs",
+    "data_seed": "--seed is also that of the data",
+    "dataloader_drop_last": "every image is seen once an epoch",
+    "train_sampling_strategy": "batches are drawn at random within an orientation",
+    "auto_find_batch_size": "the batch is halved before the first step if the densest does not fit",
+    "bf16_full_eval": "evaluation has the precision of the training",
+    "fp16_full_eval": "evaluation has the precision of the training",
+    "fsdp": "every GPU holds the whole model",
+    "deepspeed": "every GPU holds the whole model",
+}
+
+# What an evaluation logs as eval_*, and --metric_for_best_model may be.
+METRICS = """map map_50 map_75 map_small map_medium map_large map_max300 map_person map_head mar_1 mar_10 mar_100
+    mar_small mar_medium mar_large mar_300 mar_100_person mar_100_head mr2_person mr2_head ji_person ji_head"""
 
 PILOT_CPU: dict[str, Any] = {"shortest_edge": 256, "longest_edge": 416}  # a full canvas takes minutes without a GPU
 
@@ -147,12 +169,14 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, list[str]]:
 
     Exits with code 2 and one line when a flag of the recipe is wrong.
     """
+    # As transformers' own flags, each may be written with dashes too.
+    argv = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
     parser = train_parser()
     preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     preset.add_argument("--preset", default="full")
     if preset.parse_known_args(argv)[0].preset == "pilot":
         parser.set_defaults(**PILOT)
-    values, rest = parser.parse_known_args(list(argv))
+    values, rest = parser.parse_known_args(argv)
     try:
         return Config(**vars(values)), rest
     except ValueError as error:

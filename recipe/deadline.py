@@ -45,7 +45,8 @@ class Deadline(TrainerCallback):
         if self._over() and state.global_step < state.max_steps:
             self.reason = "SIGTERM" if self._sigterm else "the time given by --max_hours is up"
             self._within_epoch = not float(state.epoch).is_integer()
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = self._within_epoch  # else `on_epoch_end` saves, after the evaluation
         return control
 
     def on_epoch_end(

@@ -11,8 +11,10 @@ import dataclasses
 import difflib
 import logging
 import shlex
+import shutil
 import sys
 import uuid
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ from transformers.integrations.integration_utils import TrackioCallback
 
 from recipe import run, tracking
 from recipe.annotations import Annotations, describe, summary
+from recipe.backlog import unpushed
 from recipe.card import write_card
 from recipe.checkpoint import load_model, write_backbone
-from recipe.config import PILOT_CPU, Config, training_defaults
+from recipe.config import METRICS, PILOT_CPU, REFUSED, Config, training_defaults
 from recipe.data import CrowdDataset, load_split
 from recipe.deadline import Deadline
 from recipe.doctor import driver, installed_driver
@@ -65,11 +68,12 @@ def train(config: Config, rest: Sequence[str]) -> int:
     args.run_name = name_run(folder, args)
 
     set_seed(args.seed)
-    model = build(pinned, args, training.annotations, folder, checkpoint)
+    model = build(pinned, training.annotations, checkpoint)
     processor = build_processor(config.shortest_edge, config.longest_edge)
-    if args.should_save:
+    if args.should_save:  # before any other file: a folder without its record is not gone on with
         run_id = run.read_record(folder).get("run_id") or uuid.uuid4().hex  # one run on the dashboard, for ever
         run.write_record(folder, pinned, args, wanted, {"dataset": dataset, "run_id": run_id})
+    model = settle(model, args, folder)
 
     trainer = CrowdTrainer(config, args, model, processor, training, validation)
     trainer.repo = repo
@@ -82,7 +86,10 @@ def train(config: Config, rest: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return NONFINITE_EXIT
     if deadline.reason is not None:
-        print(f"stopped: {deadline.reason}; the same command goes on from {run.last_checkpoint(folder)}")
+        if trainer.is_world_process_zero():
+            print(f"stopped: {deadline.reason}; the same command goes on from {run.last_checkpoint(folder)}")
+        if repo is not None:
+            report_unpushed(unpushed(folder, repo.repo_id, final=False), folder)
         return DEADLINE_EXIT
     return finish(trainer, config)
 
@@ -106,7 +113,7 @@ def training_arguments(config: Config, rest: Sequence[str]) -> TrainingArguments
     """transformers' own arguments: the recipe's defaults, then what the command line says.
 
     Raises:
-        UserError: a flag that neither the recipe nor transformers knows, or a value that transformers refuses.
+        UserError: a flag that neither the recipe nor transformers knows, or one that either of them refuses.
     """
     parser = HfArgumentParser(TrainingArguments, allow_abbrev=False, add_help=False)
 
@@ -122,11 +129,28 @@ def training_arguments(config: Config, rest: Sequence[str]) -> TrainingArguments
         close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"unknown flag {unknown[0]}{hint}. `recipe train --help` lists the recipe's flags")
+    judge(values, parser)
     try:
-        values.push_to_hub = values.push_to_hub or values.hub_model_id is not None
         return TrainingArguments(**vars(values))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"transformers refuses these flags: {str(error).splitlines()[0]}") from error
+
+
+def judge(values: Namespace, parser: ArgumentParser) -> None:
+    """Refuse what transformers allows and this recipe does not honour; fill in what follows from other flags."""
+    for name, instead in REFUSED.items():
+        if (value := getattr(values, name)) != parser.get_default(name):
+            raise UserError(f"--{name} {value}: not in this recipe, leave it out; {instead}")
+    if values.save_strategy == "best":
+        raise UserError("--save_strategy best: a stopped run would fall back to its best epoch; give epoch or steps")
+    metric = values.metric_for_best_model.removeprefix("eval_")
+    if metric not in METRICS.split():
+        allowed = ", ".join(f"eval_{name}" for name in METRICS.split())
+        raise UserError(f"--metric_for_best_model {values.metric_for_best_model}: give one of {allowed}")
+    if values.greater_is_better is None:
+        values.greater_is_better = not metric.startswith("mr2")
+    if values.push_to_hub is None:
+        values.push_to_hub = values.hub_model_id is not None
 
 
 def open_repo(config: Config, args: TrainingArguments) -> RunRepo | None:
@@ -185,7 +209,8 @@ def built_in_sample(config: Config, args: TrainingArguments) -> str:
     with args.main_process_first(desc="the built-in sample"):
         if not (packed / "manifest.json").exists():
             logger.info("making the built-in sample in %s", folder)
-            if not (folder / "yolo").exists():
+            if not (folder / "yolo" / "data.yaml").exists():  # written last: without it a killed process was at it
+                shutil.rmtree(folder / "yolo", ignore_errors=True)
                 make_sample(folder / "yolo", train=10, val=10, seed=0)
             pack(folder / "yolo", packed)
     return str(packed)
@@ -197,15 +222,16 @@ def name_run(folder: Path, args: TrainingArguments) -> str:
     return given or run.read_record(folder).get("run_name") or folder.resolve().name
 
 
-def build(
-    config: Config, args: TrainingArguments, annotations: Annotations, folder: Path, checkpoint: Path | None
-) -> Any:
+def build(config: Config, annotations: Annotations, checkpoint: Path | None) -> Any:
     """The model to train: new, or that of the checkpoint (which needs no access to the gated backbone)."""
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
-        model = load_model(checkpoint)
-    else:
-        model = build_model(config, class_prior(annotations, config.num_queries))
+        return load_model(checkpoint)
+    return build_model(config, class_prior(annotations, config.num_queries))
+
+
+def settle(model: Any, args: TrainingArguments, folder: Path) -> Any:
+    """Keep the backbone's weights in the run's folder, then freeze and cast them for the training."""
     shard = folder / CrowdTrainer.BACKBONE_SHARD
     if args.should_save and not shard.exists():
         write_backbone(model, shard)  # from the fp32 weights as loaded, before the cast
@@ -240,8 +266,10 @@ def finish(trainer: CrowdTrainer, config: Config) -> int:
     """Save the best model at the root of the run, write the report on it, and push both. Returns the exit code."""
     from recipe.report import print_summary, write_report
 
-    if trainer.evaluation is None or trainer.state.best_global_step not in (None, trainer.state.global_step):
-        trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation of the best model")
+    last = trainer.state.global_step
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    if trainer.evaluation is None or best not in (None, last):
+        trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation of the final model")
     if not trainer.is_world_process_zero():
         return 0
     folder = Path(config.output_dir)
@@ -251,7 +279,7 @@ def finish(trainer: CrowdTrainer, config: Config) -> int:
     trainer.model.config.detection_thresholds = found["details"]["thresholds"]
     trainer.save_model()
     values = {key: value for key, value in found.items() if isinstance(value, float)}
-    weights = f"the best evaluation, at step {trainer.state.best_global_step or trainer.state.global_step}"
+    weights = f"the best evaluation, at step {best}" if best is not None else f"the last step, {last}"
     write_card(folder, values, found["details"], run.read_record(folder) | {"weights": weights})
     left = trainer.repo.push(folder, final=True) if trainer.repo is not None else []
     print_summary(folder, trainer.evaluation)

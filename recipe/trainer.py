@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import DetrForObjectDetection, DetrImageProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from recipe.backlog import PUSHED
 from recipe.batches import OrientationBatchSampler, collate, fits_shared_memory, normalise
 from recipe.card import write_card
 from recipe.checkpoint import SHARDS, load_weights, save_detector
@@ -199,6 +200,7 @@ class CrowdTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
+        (folder / PUSHED).unlink(missing_ok=True)  # what is on the Hub is no longer what lies here
         save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_shard)
         self.processing_class.save_pretrained(folder)
 

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 
+import evaluated
 import pytest
 
-from recipe.config import PILOT, TRAINING, Config, parse_train, training_defaults
+from recipe.config import METRICS, PILOT, REFUSED, TRAINING, Config, parse_train, training_defaults
 from recipe.schema import UserError
 from recipe.train import training_arguments
 
@@ -43,6 +44,32 @@ def test_a_flag_beats_the_preset_and_the_default():
     assert training_arguments(config, rest).learning_rate == 3e-4
 
 
+def test_every_flag_may_be_written_with_dashes():
+    """Fails where only transformers takes them: --output-dir went to its arguments and the run lay in two folders."""
+    flags = ["--preset", "pilot", "--output-dir", "a-folder", "--max-hours=2", "--learning-rate", "3e-4"]
+    config, rest = parse_train(flags)
+    assert (config.output_dir, config.max_hours) == ("a-folder", 2)
+    args = training_arguments(config, rest)
+    assert (args.output_dir, args.learning_rate) == ("a-folder", 3e-4)
+
+
+def test_a_run_is_pushed_where_a_repo_is_named_unless_that_is_refused():
+    def pushes(*flags):
+        return training_arguments(*parse_train(["--preset", "pilot", *flags])).push_to_hub
+
+    assert not pushes()
+    assert pushes("--hub_model_id", "me/crowd")
+    assert pushes("--push_to_hub")
+    assert not pushes("--hub_model_id", "me/crowd", "--push_to_hub", "false")
+
+
+def test_the_best_is_the_lowest_miss_rate_and_the_highest_of_all_else(tmp_path):
+    for metric in ("eval_mr2_head", "eval_map_50"):
+        args = training_arguments(*parse_train(["--preset", "pilot", "--metric_for_best_model", metric]))
+        assert args.greater_is_better == (metric == "eval_map_50")
+    assert set(METRICS.split()) == set(evaluated.evaluate(evaluated.crowd(tmp_path)).compute())
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -72,6 +99,8 @@ def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_2(flags, words,
         (["--eval_strategy", "sometimes"], ["sometimes"]),
         (["--save_strategy", "no"], ["load_best_model_at_end"]),
         (["--num_train_epochs", "many"], ["many"]),
+        (["--metric_for_best_model", "eval_mAP"], ["--metric_for_best_model eval_mAP", "eval_map,", "eval_ji_head"]),
+        (["--save_strategy", "best"], ["--save_strategy best", "epoch or steps"]),
     ],
 )
 def test_a_wrong_flag_of_transformers_is_refused_with_a_suggestion(flags, words):
@@ -80,6 +109,19 @@ def test_a_wrong_flag_of_transformers_is_refused_with_a_suggestion(flags, words)
         training_arguments(config, rest)
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
+
+
+HARMFUL = {"resume_from_checkpoint": "checkpoint-8", "hub_revision": "draft", "hub_strategy": "end", "data_seed": "7"}
+HARMFUL |= {"train_sampling_strategy": "sequential", "fsdp": "full_shard", "deepspeed": "zero.json"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_flag_that_would_be_ignored_is_refused_with_what_holds_instead(name):
+    config, rest = parse_train(["--preset", "pilot", f"--{name}", HARMFUL.get(name, "true")])
+    with pytest.raises(UserError) as error:
+        training_arguments(config, rest)
+    assert f"--{name} " in str(error.value)
+    assert REFUSED[name] in str(error.value)
 
 
 def test_every_replaced_default_is_still_a_flag_of_transformers():

@@ -34,6 +34,7 @@ from recipe.config import Config
 from recipe.model import BACKBONE_PREFIX, detr_config, tiny_backbone
 from recipe.run import checkpoints
 from recipe.tracking import read_log
+from recipe.train import DEADLINE_EXIT
 
 TOKEN = "hf_token_of_alice_0123456789"
 USERS = {TOKEN: {"name": "alice"}, "hf_reads": {"name": "alice", "role": "read"}}
@@ -85,7 +86,7 @@ def titles(hub: LoopbackHub, name: str) -> list[str]:
 
 def test_three_epochs_are_on_the_hub_and_the_best_at_the_root(hub, whole):
     assert tags(hub, NAME) == EPOCHS
-    assert titles(hub, NAME) == [*(f"epoch-0{n}, step {4 * n}" for n in (1, 2, 3)), "The best model and its report"]
+    assert titles(hub, NAME) == [*(f"epoch-0{n}, step {4 * n}" for n in (1, 2, 3)), "The final model and its report"]
     for epoch, checkpoint in zip(EPOCHS, checkpoints(whole), strict=True):
         assert hub.repo(NAME).read(SHARDS[False], epoch) == (checkpoint / SHARDS[False]).read_bytes()
     repo = hub.repo(NAME)
@@ -153,7 +154,7 @@ def test_a_hub_that_stays_away_costs_no_epoch_and_recipe_push_sends_the_backlog(
     hub.fail("alice/later/commit/", status=503)
     settings = ["--push_minutes", "0.02", "--save_total_limit", "1"]
     assert main([*flags, *settings, "--output_dir", str(folder), "--hub_model_id", name]) == 3
-    assert "checkpoint-4, checkpoint-8, checkpoint-12, the best model and its report" in caplog.text
+    assert "checkpoint-4, checkpoint-8, checkpoint-12, the final model and its report" in caplog.text
     assert f"recipe push {folder}" in caplog.text
     assert tags(hub, name) == []
     hub.heal()
@@ -162,6 +163,15 @@ def test_a_hub_that_stays_away_costs_no_epoch_and_recipe_push_sends_the_backlog(
     assert titles(hub, name) == titles(hub, NAME)
     for epoch in EPOCHS:
         assert hub.repo(name).read(SHARDS[False], epoch) == hub.repo(NAME).read(SHARDS[False], epoch)
+
+
+def test_a_deadline_says_what_the_hub_lacks(hub, flags, tmp_path, caplog):
+    hub.fail("alice/late/commit/", status=503)
+    command = [*flags, "--max_hours", "1e-9", "--push_minutes", "0.02", "--hub_model_id", "alice/late"]
+    assert main([*command, "--output_dir", str(tmp_path / "run")]) == DEADLINE_EXIT
+    hub.heal()
+    assert "not pushed: checkpoint-1" in caplog.text
+    assert f"recipe push {tmp_path / 'run'}" in caplog.text
 
 
 def test_a_token_that_only_reads_is_found_before_anything_is_loaded(hub, flags, tmp_path, monkeypatch, capsys):

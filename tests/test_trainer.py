@@ -21,7 +21,7 @@ from recipe.config import parse_train
 from recipe.model import build_processor
 from recipe.run import checkpoints, is_whole
 from recipe.tracking import read_log
-from recipe.train import DEADLINE_EXIT, NONFINITE_EXIT, build, load_data, training_arguments
+from recipe.train import DEADLINE_EXIT, NONFINITE_EXIT, build, load_data, settle, training_arguments
 from recipe.trainer import CrowdTrainer
 
 
@@ -38,7 +38,7 @@ def make_trainer(flags: list[str], folder: Path, name: str = "run") -> CrowdTrai
     args = training_arguments(config, rest)
     train, validation, _ = load_data(config, args)
     torch.manual_seed(0)
-    model = build(config, args, train.annotations, Path(config.output_dir), None)
+    model = settle(build(config, train.annotations, None), args, Path(config.output_dir))
     return CrowdTrainer(config, args, model, build_processor(64, 96), train, validation)
 
 

@@ -1,0 +1,48 @@
+"""`recipe train` around the training: what a kill at the start leaves behind, and what the run says of its weights."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import make_yolo
+
+from recipe.cli import main
+from recipe.config import parse_train
+from recipe.metrics import DetectionMetrics
+from recipe.train import built_in_sample, training_arguments
+
+
+class Killed(BaseException):
+    """As by SIGKILL: nothing cleans up."""
+
+
+def killed(*_args):
+    raise Killed
+
+
+def test_a_run_killed_before_its_first_step_is_gone_on_with(tiny_flags, tmp_path, monkeypatch):
+    """Fails if the backbone's file is written before run.json: the folder was then taken for somebody else's."""
+    command = ["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr("recipe.train.freeze", killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            main(command)
+
+
+def test_a_sample_that_was_half_drawn_is_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.sample.make_sample", lambda folder, **_: make_yolo(folder))
+    (tmp_path / "run-data" / "yolo" / "train" / "images").mkdir(parents=True)  # and no data.yaml: that comes last
+    config, rest = parse_train(["--preset", "pilot", "--output_dir", str(tmp_path / "run")])
+    built_in_sample(config, training_arguments(config, rest))
+    assert (tmp_path / "run-data" / "packed" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("best", "words"), [("true", "the best evaluation, at step 4"), ("false", "the last step, 8")]
+)
+def test_the_card_names_the_weights_at_the_root(tiny_flags, tmp_path, monkeypatch, best, words):
+    scores = iter([0.7, 0.2])
+    compute = DetectionMetrics.compute
+    monkeypatch.setattr(DetectionMetrics, "compute", lambda self: compute(self) | {"map": next(scores, 0.2)})
+    command = ["train", *tiny_flags, "--load_best_model_at_end", best, "--output_dir", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert f"Weights of {words}." in (tmp_path / "run" / "README.md").read_text()
