@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,15 @@ def peak_tflops(device: str) -> float | None:
     return None
 
 
+def for_a_job(command: str) -> str:
+    """A job sees no folder of this machine: where the command names one, USER/NAME is to be filled in."""
+    words = [part for word in shlex.split(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    for index, (flag, value) in enumerate(pairwise(words), 1):
+        if flag.replace("-", "_") in ("__data", "__backbone", "__detr_init") and Path(value).exists():
+            words[index] = "USER/NAME"
+    return shlex.join(words)
+
+
 def describe(pace: Pace, command: str) -> str:
     """The lines that `recipe train` prints: the pace here, and when it is worth leaving for another machine."""
     lines = [
@@ -107,6 +118,6 @@ def describe(pace: Pace, command: str) -> str:
         ratio = f"{peak_tflops('A10G'):g} / {peak_tflops(pace.device):g}"
         lines += [
             f"      about {there.hours:.1f} h on a10g-large, estimated by the peak bf16 TFLOPS of both ({ratio}):",
-            f"      {command}",
+            f"      {for_a_job(command)}",
         ]
     return "\n".join(lines)

@@ -46,6 +46,14 @@ def test_what_is_printed_says_that_elsewhere_is_an_estimate_and_from_what():
     assert "a10g-large" not in describe(Pace(2.0, "CPU (2 cores)", 1, 1, 1), "a10g-large")
 
 
+def test_the_command_for_a_job_names_no_folder_of_this_machine(tmp_path):
+    """The launcher refuses one, as no job could see it."""
+    flags = f"--pace-from {tmp_path} -- --data {tmp_path} --backbone=facebook/dinov3 --detr-init={tmp_path} --seed 1"
+    words = describe(PACE, f"python jobs/launch.py {flags}")
+    there = "--data USER/NAME --backbone facebook/dinov3 --detr-init USER/NAME --seed 1"
+    assert words.endswith(f"python jobs/launch.py --pace-from {tmp_path} -- {there}")
+
+
 def test_warm_up_evaluations_and_checkpoints_are_not_counted(monkeypatch, tmp_path):
     clock = [0.0]
     monkeypatch.setattr(tracking.time, "perf_counter", lambda: clock[0])
