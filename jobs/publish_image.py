@@ -46,7 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python jobs/publish_image.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("space", help="USER/NAME of the Space; made if it is not there")
     parser.add_argument("--public", action="store_true", help="let everybody see and use it; default: private")
-    parser.add_argument("--no-wait", action="store_true", help="do not wait for the build")
     return parser
 
 
@@ -68,23 +67,21 @@ def publish(options: argparse.Namespace) -> int:
 
     say(check_write_access(options.space, "space"))
     api = HfApi()
-    create(api, options.space, private=not options.public)
-    changed = upload(api, options.space)
-    say(f"{'sent to' if changed else 'nothing new for'} {api.endpoint}/spaces/{options.space}")
-    if options.no_wait:
-        return 0
-    stage = wait(api, options.space, GRACE if changed else 0.0)
+    space = create(api, options.space, private=not options.public)
+    changed = upload(api, space)
+    say(f"{'sent to' if changed else 'nothing new for'} {api.endpoint}/spaces/{space}")
+    stage = wait(api, space, GRACE if changed else 0.0)
     if stage in READY:
-        print(f"built: give it to jobs/launch.py as --image hf.co/spaces/{options.space}")
+        print(f"built: give it to jobs/launch.py as --image hf.co/spaces/{space}")
         return 0
-    log = patiently("reading the log", lambda: list(api.fetch_space_logs(options.space, build=stage == "BUILD_ERROR")))
+    log = patiently("reading the log", lambda: list(api.fetch_space_logs(space, build=stage == "BUILD_ERROR")))
     say("".join(log))
-    say(f"error: the build of {options.space} ended as {stage}; its log is above")
+    say(f"error: the build of {space} ended as {stage}; its log is above")
     return 1
 
 
-def create(api: HfApi, space: str, *, private: bool) -> None:
-    """Make the Space unless it is there. Never public without being asked.
+def create(api: HfApi, space: str, *, private: bool) -> str:
+    """Make the Space unless it is there, and return its USER/NAME. Never public without being asked.
 
     Raises:
         UserError: the Hub does not let this user have a private Space.
@@ -93,9 +90,11 @@ def create(api: HfApi, space: str, *, private: bool) -> None:
 
     from recipe.access import in_a_line, is_transient
 
-    def ask() -> None:
+    def ask() -> str:
         try:
-            api.create_repo(space, repo_type="space", space_sdk="docker", private=private, exist_ok=True)
+            return api.create_repo(
+                space, repo_type="space", space_sdk="docker", private=private, exist_ok=True
+            ).repo_id
         except HfHubHTTPError as error:
             if is_transient(error) or not private:
                 raise
@@ -103,7 +102,7 @@ def create(api: HfApi, space: str, *, private: bool) -> None:
                 f"{space}: cannot be made private ({in_a_line(error)}); --public makes it public"
             ) from error
 
-    patiently(f"creating {space}", ask)
+    return patiently(f"creating {space}", ask)
 
 
 def contents() -> dict[str, bytes]:
@@ -142,15 +141,14 @@ def upload(api: HfApi, space: str) -> bool:
 
 def wait(api: HfApi, space: str, grace: float) -> str:
     """The stage in which the build ends. Within `grace` seconds a stage may still be that of the build before."""
-    began, shown = time.monotonic(), ""
-    seen = False
+    begun, stage = time.monotonic() + grace, ""
     while True:
-        stage = str(patiently(f"asking for {space}", lambda: api.get_space_runtime(space)).stage)
-        seen = seen or stage in BUILDING
-        if stage != shown:
+        before, stage = stage, str(patiently(f"asking for {space}", lambda: api.get_space_runtime(space)).stage)
+        if stage != before:
             say(f"{space}: {stage}")
-            shown = stage
-        if stage not in BUILDING and (seen or time.monotonic() - began >= grace):
+        if stage in BUILDING:
+            begun = 0.0
+        elif time.monotonic() >= begun:
             return stage
         time.sleep(POLL)
 

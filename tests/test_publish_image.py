@@ -34,8 +34,9 @@ def files_of(hub):
     return {name: repo.read(name) for name in repo.snapshot("main")["files"]}
 
 
-def test_the_build_is_sent_and_waited_for_and_the_space_is_private(hub, capsys):
-    assert publish_image.main(["alice/recipe"]) == 0
+@pytest.mark.parametrize("name", ["alice/recipe", "recipe"])
+def test_the_build_is_sent_and_waited_for_and_the_space_is_private(hub, capsys, name):
+    assert publish_image.main([name]) == 0
     said = capsys.readouterr()
     assert "BUILDING" in said.err
     assert "--image hf.co/spaces/alice/recipe" in said.out
