@@ -74,6 +74,12 @@ class Annotations:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in vars(self).values())
 
+    def people(self) -> Annotations:
+        """Without crowd regions (iscrowd 1): nobody to learn, and nothing to miss."""
+        keep = self.iscrowd == 0
+        boxes = {name: getattr(self, name)[keep] for name in ("boxes_xywh", "labels", "area", "iscrowd")}
+        return self if keep.all() else replace(self, **boxes, offsets=np.append(0, keep.cumsum())[self.offsets])
+
     def first(self, count: int) -> Annotations:
         """The first `count` images."""
         end = int(self.offsets[min(count, len(self))])
@@ -175,7 +181,7 @@ def summary(annotations: Annotations, geometry: Geometry, num_queries: int) -> d
         boxes_beyond_queries, share_beyond_queries: what no set of `num_queries` predictions can hold; and the shares
         of `padding`.
     """
-    counts = annotations.counts
+    counts = annotations.people().counts
     beyond = (counts - num_queries).clip(0)
     boxes = int(counts.sum())
     return {

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
+from recipe.access import in_a_line
 from recipe.annotations import Annotations, read
 from recipe.augment import Transform, draw, generator, move_boxes
 from recipe.config import Config
@@ -76,7 +77,7 @@ def _download(data: str, split: str, revision: str | None) -> tuple[Path, str]:
     try:
         path = snapshot_download(data, repo_type="dataset", revision=revision, allow_patterns=patterns)
     except Exception as error:  # the client's errors share no base: no such repo, gated, offline, no connection
-        reason = str(error).strip().splitlines()[0]
+        reason = in_a_line(error)
         raise UserError(
             f"--data {data}: neither a folder here nor a dataset that the Hub hands out ({reason}); {choices}."
         ) from error
@@ -111,8 +112,11 @@ class CrowdDataset(Dataset):
         augmentation: Config | None = None,
         seed: int = 0,
     ) -> None:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
         self.source = source
-        self.annotations = annotations
+        self.annotations = annotations.people()
+        self.truth = annotations  # with crowd regions, for the metrics
         self.geometry = geometry
         self.augmentation = augmentation
         self.seed = seed

@@ -29,6 +29,7 @@ from recipe.config import Config
 from recipe.data import CrowdDataset
 from recipe.metrics import DetectionMetrics
 from recipe.run import read_record, save_batch
+from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from recipe.hub import RunRepo
@@ -64,6 +65,10 @@ class CrowdTrainer(Trainer):
         self._rng: dict[str, Any] = {}
         self.repo: RunRepo | None = None  # where every checkpoint is pushed
         self._limit = args.save_total_limit
+        args._n_gpu = min(args.n_gpu, 1)  # else Trainer wraps the model in DataParallel, which scatters labels wrongly
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(args, name) < 1:
+                raise UserError(f"--{name} (evaluate: --batch_size) {getattr(args, name)}: must be 1 or more")
         self._rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
         self._shown_ids = set(list(self._rows)[: config.shown_images])
         super().__init__(
@@ -112,8 +117,9 @@ class CrowdTrainer(Trainer):
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         except NonFiniteLoss:
-            folder = Path(self.args.output_dir) / "nonfinite" / f"step-{self.state.global_step}"
-            self._save(str(folder))
+            rank = f"-rank-{self.args.process_index}" if self.args.process_index else ""
+            folder = Path(self.args.output_dir) / "nonfinite" / f"step-{self.state.global_step}{rank}"
+            save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_shard)  # also beyond rank 0
             save_batch(folder, inputs, self._rng)
             images = [int(label["image_id"]) for label in inputs["labels"]]
             raise NonFiniteLoss(
@@ -183,7 +189,7 @@ class CrowdTrainer(Trainer):
         assert self.evaluation is not None
         for row, label in enumerate(inputs["labels"]):
             image_id = int(label["image_id"])
-            targets = self.eval_dataset.annotations.targets(self.row_of(image_id))
+            targets = self.eval_dataset.truth.targets(self.row_of(image_id))
             detections = {"pred_xyxy": boxes[row], "scores": scores[row], "labels": labels[row]}
             self.evaluation.update(image_id, **detections, **targets)
             if image_id in self._shown_ids:

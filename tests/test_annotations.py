@@ -101,6 +101,18 @@ def test_the_summary_counts_what_the_queries_cannot_hold_and_says_it(tmp_path):
     assert "queries" not in describe(summary(read_rows(tmp_path, rows), Geometry(), 9), "train", 9)
 
 
+def test_crowd_regions_are_no_people(tmp_path):
+    rows = packed.crowd(3)
+    rows[1]["objects"]["iscrowd"] = [0, 1, 0, 1]
+    found = read_rows(tmp_path, rows)
+    people = found.people()
+    assert people.counts.tolist() == [4, 2, 4]
+    np.testing.assert_array_equal(people.boxes_xywh[people.rows(1)], found.boxes_xywh[4:8:2])
+    np.testing.assert_array_equal(people.labels[people.rows(2)], found.labels[8:])
+    assert found.first(1).people().boxes_xywh.base is found.boxes_xywh  # nothing is copied where there are none
+    assert summary(found, Geometry(), num_queries=4)["boxes"] == 10
+
+
 def test_the_padded_share_is_that_of_the_canvas_by_orientation(tmp_path):
     rows = [
         packed.row(1, 960, 1536, data=b"-"),

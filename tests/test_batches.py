@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from recipe.batches import OrientationBatchSampler, collate, normalise
+from recipe.cli import main
 from recipe.config import Config
 from recipe.data import CrowdDataset, load_split
 from recipe.geometry import Geometry
@@ -150,6 +151,12 @@ def test_the_epoch_reaches_the_sampler_through_every_wrapper_of_accelerate():
         resumed = skip_first_batches(prepared, 1)
         resumed.set_epoch(3)
         assert {epoch for batch in resumed.batch_sampler for epoch, _ in batch} == {3}
+
+
+@pytest.mark.parametrize("flag", ["--per_device_train_batch_size", "--per_device_eval_batch_size"])
+def test_a_batch_of_no_images_is_refused(flag, tiny_flags, tmp_path, capsys):
+    assert main(["train", *tiny_flags, flag, "0", "--output_dir", str(tmp_path / "run")]) == 2
+    assert f"error: {flag} (evaluate: --batch_size) 0: must be 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [2, 4])

@@ -13,6 +13,7 @@ from recipe.config import Config
 from recipe.data import CrowdDataset, load_split
 from recipe.geometry import Geometry
 from recipe.schema import UserError
+from recipe.train import class_prior
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +159,25 @@ def test_labels_stay_with_their_boxes_when_others_leave_the_frame(tmp_path):
         assert (item["boxes"][:, :2] - item["boxes"][:, 2:] / 2 > -1e-6).all()
         assert (item["boxes"][:, :2] + item["boxes"][:, 2:] / 2 < 1 + 1e-6).all()
     assert counts >= {3, 4}
+
+
+def test_a_crowd_region_is_nothing_to_learn_but_known_to_the_metrics(tmp_path):
+    """The stock processor drops it; trained as a person, it would teach boxes around groups."""
+    row = packed.row(1, 120, 180, [[0, 0, 90, 60], [9, 9, 4, 4]], [0, 1])
+    row["objects"]["iscrowd"] = [1, 0]
+    source, annotations, _ = load_split(str(packed.write(tmp_path / "crowd", [row])), "train")
+    dataset = CrowdDataset(source, annotations, Geometry(64, 96))
+    assert dataset[0]["class_labels"].tolist() == [1]
+    assert dataset[0]["boxes"][0, 2:] * [180, 120] == pytest.approx([4, 4], abs=1e-4)
+    assert class_prior(dataset.annotations, 10)[0] == 0
+    assert dataset.annotations.counts.tolist() == [1]
+    assert dataset.truth.targets(0)["iscrowd"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(UserError, match=f"--seed {seed}: must be from 0 to 4294967295"):
+        CrowdDataset([], None, Geometry(), seed=seed)
 
 
 def test_a_box_a_hair_over_the_border_ends_at_it(tmp_path):
