@@ -1,0 +1,97 @@
+"""`recipe evaluate`: wrong places are told before anything is loaded, one GPU, bf16 there, crowd regions ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import packed as rows
+import pytest
+import torch
+from test_model import config, save
+from transformers import TrainingArguments
+
+from recipe.checkpoint import load_model
+from recipe.cli import main
+from recipe.evaluate import writable
+from recipe.model import build_model, freeze
+from recipe.schema import UserError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(freeze(build_model(config())), tmp_path_factory.mktemp("detector") / "checkpoint")
+
+
+def asked_for(monkeypatch, command: str) -> list[dict]:
+    """What `recipe COMMAND` asks load_model for; it goes no further."""
+    asked = []
+
+    def load_model(*_, **options):
+        asked.append(options)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(f"recipe.{command}.load_model", load_model)
+    return asked
+
+
+def test_a_missing_out_is_told_before_the_model_is_fetched(monkeypatch, capsys):
+    asked = asked_for(monkeypatch, "evaluate")
+    assert main(["evaluate", "USER/DETECTOR", "--revision", "epoch-03", "--data", "USER/CROWD"]) == 2
+    assert not asked
+    assert "--out is missing: USER/DETECTOR is no folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_there_but_takes_no_file_is_refused():
+    with pytest.raises(UserError, match="--out /proc: cannot be written"):
+        writable(Path("/proc"))
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_the_backbone_runs_in_bf16_on_a_gpu_and_in_fp32_on_a_cpu(command, gpu, packed, tmp_path, monkeypatch):
+    asked = asked_for(monkeypatch, command)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    (tmp_path / "one.jpg").touch()
+    what = {"evaluate": ["--data", str(packed)], "predict": [str(tmp_path)]}[command]
+    assert main([command, "USER/DETECTOR", *what, "--out", str(tmp_path / "out")]) == 2
+    assert asked == [{"bf16": gpu}]
+
+
+def test_only_the_backbone_is_loaded_in_bf16(checkpoint):
+    model = load_model(checkpoint, bf16=True)
+    assert model.model.backbone.model.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+
+
+def test_several_gpus_are_no_reason_for_dataparallel(checkpoint, packed, tmp_path, monkeypatch):
+    def on_two_gpus(**options):
+        args = TrainingArguments(**options)
+        assert args.n_gpu == 0  # asked once, it is settled
+        args._n_gpu = 2
+        return args
+
+    def refuse(*_):
+        raise AssertionError("wrapped in DataParallel")
+
+    monkeypatch.setattr("recipe.evaluate.TrainingArguments", on_two_gpus)
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", refuse)
+    assert main(["evaluate", str(checkpoint), "--data", str(packed), "--out", str(tmp_path), "--workers", "0"]) == 0
+
+
+def test_no_batch_is_of_nothing(checkpoint, packed, tmp_path, capsys):
+    flags = ["--data", str(packed), "--out", str(tmp_path), "--batch_size", "0"]
+    assert main(["evaluate", str(checkpoint), *flags]) == 2
+    assert "--batch_size) 0: must be 1 or more" in capsys.readouterr().err
+
+
+def test_the_metrics_see_which_boxes_are_crowd_regions(checkpoint, tmp_path, monkeypatch):
+    row = rows.row(1, 60, 90, [[1, 1, 20, 30], [40, 1, 40, 50]])
+    row["objects"]["iscrowd"] = [0, 1]
+    rows.write(tmp_path / "crowd", [row], "validation")
+    seen = []
+    monkeypatch.setattr("recipe.evaluate.write_report", lambda _, metrics, *__, **___: seen.extend(metrics.state()))
+    monkeypatch.setattr("recipe.evaluate.print_summary", lambda *_: None)
+    flags = ["--data", str(tmp_path / "crowd"), "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert main(["evaluate", str(checkpoint), *flags]) == 0
+    assert [image.crowd.tolist() for image in seen] == [[False, True]]
