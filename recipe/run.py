@@ -32,27 +32,10 @@ RUN_FILE = "run.json"
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface-hub", "trackio")
 # What may differ between a run and its continuation: nothing of it reaches a weight.
 FREE = {"preset", "data", "output_dir", "resume", "max_hours", "push_minutes", "shown_images"}
-TRAINING_IDENTITY = (
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "weight_decay",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "max_grad_norm",
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "metric_for_best_model",
-    "greater_is_better",
-    "seed",
-    "bf16",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)
+TRAINING_IDENTITY = ("num_train_epochs", "max_steps", "learning_rate", "weight_decay", "warmup_steps",
+                     "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm", "optim", "optim_args",
+                     "adam_beta1", "adam_beta2", "adam_epsilon", "metric_for_best_model", "greater_is_better",
+                     "seed", "bf16", "per_device_train_batch_size", "gradient_accumulation_steps")  # fmt: skip
 
 
 def identity(config: Config, args: TrainingArguments, dataset: Mapping[str, Any]) -> dict[str, Any]:
