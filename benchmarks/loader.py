@@ -235,7 +235,7 @@ def notes_times(notes: Annotations, times: int) -> Annotations:
 
 def quality() -> None:
     """Resize and affine: decibels against the reference's pixels, and of both against a supersampled ideal."""
-    head = "| source | no affine: largest difference | to the reference, dB (goal) | to the ideal: ours | and the reference |"
+    head = "| source | no affine: off by | to the reference, dB (goal) | to the ideal: ours | and the reference |"
     print(f"\n{head}\n|---|---|---|---|---|")
     smooth = {size: photograph(*size, seed=3, quality=90) for size in ((1080, 1920), (2048, 3072), (4000, 6000))}
     for (height, width), data, kind in [*((size, data, "smooth") for size, data in smooth.items()), drawn()]:

@@ -1,4 +1,5 @@
-"""One optimizer step: this recipe beside the literal plan (stock model, fp32 weights under autocast, stock loss).
+"""One optimizer step: this recipe, plain and with `--torch_compile`, beside the literal plan (stock model and loss,
+fp32 weights under autocast).
 
     python benchmarks/train_step.py --size large --height 960 --width 1536 --batch 2 --device cuda [--memory_gb 20]
     python benchmarks/train_step.py                                          # small, on the CPU: only that it runs
@@ -22,7 +23,7 @@ from transformers import DetrForObjectDetection, DINOv3ViTConfig
 
 from recipe.batches import normalise
 from recipe.config import parse_train
-from recipe.model import detr_config, freeze, initialise
+from recipe.model import compile_backbone, detr_config, freeze, initialise
 
 SIZES = {
     "tiny": {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3},
@@ -45,10 +46,13 @@ def build(side: str, options: argparse.Namespace) -> DetrForObjectDetection:
     backbone = DINOv3ViTConfig(**SIZES[options.size], num_register_tokens=4)
     config, _ = parse_train(["--preset", "pilot"])
     model = DetrForObjectDetection(detr_config(config, backbone))
-    if side == "ours":
-        initialise(model)
-        return freeze(model, torch.bfloat16 if options.device == "cuda" else torch.float32)
-    model.model.freeze_backbone()
+    if side == "plan":
+        model.model.freeze_backbone()
+        return model
+    initialise(model)
+    model = freeze(model, torch.bfloat16 if options.device == "cuda" else torch.float32)
+    if side == "compiled":
+        compile_backbone(model)
     return model
 
 
@@ -112,7 +116,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     found = {}
-    for side in ("plan", "ours"):
+    for side in ("plan", "ours", "compiled"):
         process = context.Process(target=run, args=(side, options, results))
         process.start()
         found[side] = results.get()
@@ -123,8 +127,9 @@ def main() -> None:
             side, "out of memory" if speed is None else f"{speed:.2f}", "-" if peak is None else f"{peak:.1f}"
         )
     Console().print(table)
-    if found["plan"][1] and found["ours"][1]:
-        print(f"ratio of the speeds: {found['ours'][1] / found['plan'][1]:.2f}")
+    for side in ("ours", "compiled"):
+        if found["plan"][1] and found[side][1]:
+            print(f"{side} is {found[side][1] / found['plan'][1]:.2f} times as fast as the plan")
     if options.device == "cuda" and options.size == "large" and found["ours"][1]:
         tflop = 7.65 * options.height * options.width / (960 * 1536)  # an image's forward and backward, by arithmetic
         roof = ceiling()

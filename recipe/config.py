@@ -148,6 +148,8 @@ REFUSED: dict[str, str] = {
     "auto_find_batch_size": "the batch is halved before the first step if the densest does not fit",
     "bf16_full_eval": "evaluation has the precision of the training",
     "fp16_full_eval": "evaluation has the precision of the training",
+    "torch_compile_backend": "--torch_compile true compiles the frozen backbone, with inductor",
+    "torch_compile_mode": "--torch_compile true compiles the frozen backbone, with inductor",
     "fsdp": "every GPU holds the whole model",
     "deepspeed": "every GPU holds the whole model",
 }

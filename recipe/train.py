@@ -39,7 +39,7 @@ from recipe.doctor import driver, installed_driver
 from recipe.geometry import Geometry
 from recipe.hub import RunRepo, open_run, report_unpushed
 from recipe.memory import fit
-from recipe.model import build_model, build_processor, freeze
+from recipe.model import build_model, build_processor, compile_backbone, freeze
 from recipe.pictures import Pictures
 from recipe.schema import CLASS_NAMES, UserError
 from recipe.trainer import CrowdTrainer, NonFiniteLoss
@@ -130,10 +130,13 @@ def training_arguments(config: Config, rest: Sequence[str]) -> TrainingArguments
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"unknown flag {unknown[0]}{hint}. `recipe train --help` lists the recipe's flags")
     judge(values, parser)
+    compiled, values.torch_compile = values.torch_compile, False  # transformers would compile the loss too: minutes
     try:
-        return TrainingArguments(**vars(values))
+        args = TrainingArguments(**vars(values))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"transformers refuses these flags: {str(error).splitlines()[0]}") from error
+    args.torch_compile = compiled
+    return args
 
 
 def judge(values: Namespace, parser: ArgumentParser) -> None:
@@ -235,7 +238,10 @@ def settle(model: Any, args: TrainingArguments, folder: Path) -> Any:
     shard = folder / CrowdTrainer.BACKBONE_SHARD
     if args.should_save and not shard.exists():
         write_backbone(model, shard)  # from the fp32 weights as loaded, before the cast
-    return freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
+    freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
+    if args.torch_compile:
+        compile_backbone(model)
+    return model
 
 
 def class_prior(annotations: Annotations, num_queries: int) -> list[float]:

@@ -72,3 +72,10 @@ def test_no_file_names_the_host_of_a_package_index():
 def test_no_product_file_grows_out_of_one_noun():
     for path in tracked("recipe/*.py", "data_prep/*.py", "jobs/*.py"):
         assert len(path.read_text().splitlines()) <= 330, path.relative_to(ROOT)
+
+
+def test_every_test_that_the_readme_names_is_there():
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "README.md").read_text())
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}" in (ROOT / "tests" / file).read_text(), (file, name)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from conftest import make_yolo
 
 from recipe.cli import main
 from recipe.config import parse_train
 from recipe.metrics import DetectionMetrics
-from recipe.train import built_in_sample, training_arguments
+from recipe.model import build_model
+from recipe.schema import UserError
+from recipe.train import built_in_sample, settle, training_arguments
 
 
 class Killed(BaseException):
@@ -46,3 +50,17 @@ def test_the_card_names_the_weights_at_the_root(tiny_flags, tmp_path, monkeypatc
     command = ["train", *tiny_flags, "--load_best_model_at_end", best, "--output_dir", str(tmp_path / "run")]
     assert main(command) == 0
     assert f"Weights of {words}." in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_torch_compile_compiles_the_frozen_layers_and_nothing_else(tmp_path, monkeypatch):
+    """transformers would hand the whole model to accelerate: matcher and loss too, minutes for the first step."""
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
+    config, rest = parse_train(["--preset", "pilot", "--output_dir", str(tmp_path), "--torch_compile", "true"])
+    args = training_arguments(config, rest)
+    assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
+    model = settle(build_model(config), args, tmp_path)
+    compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
+    assert compiled == [f"model.backbone.model.model.layer.{layer}" for layer in range(3)]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="C compiler"):
+        settle(model, args, tmp_path)
