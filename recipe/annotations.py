@@ -8,6 +8,7 @@ the parent's pages and never copy them. As Python dicts the same boxes take 2 GB
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recipe.geometry import Geometry, is_portrait
+from recipe.geometry import Geometry
 from recipe.schema import CLASS_NAMES, UserError
 
 BORDER = 1.0  # pixels that a box may stand over the border: float32 rounding; `pack` clips the rest
@@ -178,7 +179,7 @@ def summary(annotations: Annotations, geometry: Geometry, num_queries: int) -> d
 
     Returns:
         images, boxes, portrait_images; boxes_per_image (mean) and max_boxes; images_beyond_queries,
-        boxes_beyond_queries, share_beyond_queries: what no set of `num_queries` predictions can hold; and the shares
+        boxes_beyond_queries, share_beyond_queries: what no set of `num_queries` predictions can hold; and the share
         of `padding`.
     """
     counts = annotations.people().counts
@@ -193,24 +194,15 @@ def summary(annotations: Annotations, geometry: Geometry, num_queries: int) -> d
         "images_beyond_queries": int((beyond > 0).sum()),
         "boxes_beyond_queries": int(beyond.sum()),
         "share_beyond_queries": int(beyond.sum()) / max(boxes, 1),
-    } | padding(annotations, geometry)
-
-
-def padding(annotations: Annotations, geometry: Geometry) -> dict[str, float | None]:
-    """The share of canvas pixels that is padding, over all images and by orientation (None where there are none)."""
-    sizes, times = np.unique(np.stack([annotations.height, annotations.width], axis=1), axis=0, return_counts=True)
-    padded, total = np.zeros(2), np.zeros(2)  # landscape, portrait
-    for (height, width), count in zip(sizes.tolist(), times.tolist(), strict=True):
-        h, w = geometry.resized(height, width)
-        canvas_h, canvas_w = geometry.canvas(height, width)
-        padded[int(is_portrait(height, width))] += count * (canvas_h * canvas_w - h * w)
-        total[int(is_portrait(height, width))] += count * canvas_h * canvas_w
-    shares = [float(p / t) if t else None for p, t in zip(padded, total, strict=True)]
-    return {
-        "padding": float(padded.sum() / total.sum()),
-        "padding_landscape": shares[0],
-        "padding_portrait": shares[1],
+        "padding": padding(annotations, geometry),
     }
+
+
+def padding(annotations: Annotations, geometry: Geometry) -> float:
+    """The share of canvas pixels that is padding; both canvases have the same area."""
+    sizes, times = np.unique(np.stack([annotations.height, annotations.width], axis=1), axis=0, return_counts=True)
+    areas = [math.prod(geometry.resized(height, width)) for height, width in sizes.tolist()]
+    return 1 - float(np.average(areas, weights=times)) / math.prod(geometry.canvas(1, 1))
 
 
 def describe(found: dict[str, Any], split: str, num_queries: int) -> str:

@@ -51,10 +51,6 @@ class OrientationBatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.processes = processes
 
-    def set_epoch(self, epoch: int) -> None:
-        """For loaders that accelerate did not prepare."""
-        self.dataset.set_epoch(epoch)
-
     def __len__(self) -> int:
         portrait = int(self.dataset.annotations.portrait.sum())
         whole = sum(-(-count // self.images_per_batch) for count in (portrait, len(self.dataset) - portrait))

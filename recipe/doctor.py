@@ -117,11 +117,8 @@ def pace() -> Iterator[Finding]:
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, num_register_tokens=4
     )
     found = Pace(step_rate(large, 960, 1536, steps=12), device(), 0, 0, 0)
-    yield (
-        "pace",
-        None,
-        f"{found.images_per_second:.2f} images/s of training with ViT-L at 960x1536, without the loader",
-    )
+    rate = f"{found.images_per_second:.2f} images/s"
+    yield "pace", None, f"{rate} of training with ViT-L at 960x1536, without the loader"
     there = found.on("A10G")
     if there is not None and "A10G" not in found.device:
         rate = f"{there.images_per_second:.2f}"

@@ -61,13 +61,11 @@ def check_dataset(found: datasets.Features, where: str) -> None:
     Raises:
         UserError: naming each column that is missing or of another type, and the command that packs a folder.
     """
-    expected = features()
-    problems = []
-    for name, feature in expected.items():
-        if name not in found:
-            problems.append(f"column {name!r} is missing")
-        elif found[name] != feature:
-            problems.append(f"column {name!r} is {found[name]}, expected {feature}")
+    problems = [
+        f"column {name!r} is {found[name]}, expected {feature}" if name in found else f"column {name!r} is missing"
+        for name, feature in features().items()
+        if found.get(name) != feature
+    ]
     if problems:
         raise UserError(
             f"{where} does not hold the columns of this recipe: {'; '.join(problems)}. "

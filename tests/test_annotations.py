@@ -113,16 +113,15 @@ def test_crowd_regions_are_no_people(tmp_path):
     assert summary(found, Geometry(), num_queries=4)["boxes"] == 10
 
 
-def test_the_padded_share_is_that_of_the_canvas_by_orientation(tmp_path):
+def test_the_padded_share_is_that_of_the_canvas(tmp_path):
     rows = [
         packed.row(1, 960, 1536, data=b"-"),
-        packed.row(2, 768, 1536, data=b"-"),
+        packed.row(2, 1536, 768, data=b"-"),
         packed.row(3, 400, 400, data=b"-"),
     ]
     found = summary(read_rows(tmp_path, rows), Geometry(), 300)
     expected = [0.0, 1 - 768 / 960, 1 - 960 / 1536]
-    assert found["padding"] == found["padding_landscape"] == pytest.approx(np.mean(expected))
-    assert found["padding_portrait"] is None
+    assert found["padding"] == pytest.approx(np.mean(expected))
 
 
 def test_the_image_column_is_not_read_with_the_boxes(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def fake(portrait) -> CrowdDataset:
 def test_every_sample_comes_once_an_epoch_and_orientations_never_mix(portrait, size, processes, shuffle, epoch):
     dataset = fake(portrait)
     sampler = OrientationBatchSampler(dataset, size, shuffle=shuffle, seed=1, processes=processes)
-    sampler.set_epoch(epoch)
+    dataset.set_epoch(epoch)
     batches = list(sampler)
     assert sorted(index for batch in batches for _, index in batch) == list(range(len(portrait)))
     assert all(len({portrait[index] for _, index in batch}) == 1 for batch in batches)
@@ -92,7 +92,7 @@ def test_order_is_another_in_each_epoch_and_seed_and_the_same_when_asked_again()
     first = list(sampler)
     assert list(sampler) == first
     assert list(other) != first
-    sampler.set_epoch(1)
+    dataset.set_epoch(1)
     assert [[index for _, index in batch] for batch in sampler] != [[index for _, index in batch] for batch in first]
     flags = [batch[0][1] % 2 for batch in first]
     assert sum(a != b for a, b in itertools.pairwise(flags)) > 4  # orientations are interleaved
