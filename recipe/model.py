@@ -70,9 +70,11 @@ def build_model(config: Config, class_prior: Sequence[float] | None = None) -> D
         UserError: the backbone cannot be had.
     """
     backbone = load_backbone(config)
-    # load_backbone() inside transformers only ever builds a random backbone: put the pretrained one in afterwards.
-    model = DetrForObjectDetection(detr_config(config, backbone.config))
-    model.model.backbone.model = backbone
+    # transformers only ever builds a random backbone here: of one layer, as 300 M random weights would take 8 seconds.
+    width, heads = backbone.config.hidden_size, backbone.config.num_attention_heads
+    thin = DINOv3ViTConfig(hidden_size=width, num_attention_heads=heads, num_hidden_layers=1)
+    model = DetrForObjectDetection(detr_config(config, thin))
+    model.model.backbone.model, model.config.backbone_config = backbone, backbone.config
     initialise(model, class_prior)
     if config.detr_init != "none":
         start_from_coco(model, config.detr_init)
