@@ -28,11 +28,6 @@ def report_files(folder: Path, *, private: bool) -> list[Path]:
     return [path for path in files if private or path.suffix != ".png" or path.stem in SHOWN]
 
 
-def step_of(checkpoint: Path) -> int:
-    """The N of checkpoint-N."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
 def tag_of(state: Mapping[str, Any]) -> str | None:
     """`epoch-03` at the end of an epoch, None within one."""
     epoch = round(state["epoch"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[0] == "train":
             return _train(config, rest, argv)
-        return int(options.run(options) or 0)
+        return int(pkgutil.resolve_name(options.run)(options))
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # several processes make the same mistake: one says so
             print(f"error: {error}", file=sys.stderr)
@@ -61,42 +62,42 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", help="a run's folder, a checkpoint-N, or a Hub repo")
     evaluate.add_argument("--data", required=True, help="packed folder or Hub dataset repo")
     evaluate.add_argument("--split", default="validation", choices=("train", "validation"))
-    evaluate.add_argument("--out", help="folder for the report; default CHECKPOINT/evaluation-SPLIT")
+    evaluate.add_argument("--out", type=Path, help="folder for the report; default CHECKPOINT/evaluation-SPLIT")
     evaluate.add_argument("--revision", help="branch, tag (epoch-03) or commit of a Hub repo")
     evaluate.add_argument("--batch_size", type=int, default=4)
     evaluate.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     evaluate.add_argument("--limit", type=int, help="only the first so many images")
-    evaluate.add_argument("--compare", help="an earlier metrics.json to stand beside")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("--compare", type=Path, help="an earlier metrics.json to stand beside")
+    evaluate.set_defaults(run="recipe.evaluate:evaluate")
 
     predict = commands.add_parser("predict", help="boxes for images: COCO results JSON and drawn images")
     predict.add_argument("checkpoint", help="a run's folder, a checkpoint-N, or a Hub repo")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="images or folders of images")
-    predict.add_argument("--out", required=True, help="folder for predictions.json and the drawn images")
+    predict.add_argument("--out", type=Path, required=True, help="folder for predictions.json and the drawn images")
     predict.add_argument("--threshold", type=_score, help=f"one score for all of {', '.join(CLASS_NAMES)}; default: "
                          "those that the checkpoint carries, else 0.5")  # fmt: skip
     predict.add_argument("--revision", help="branch, tag (epoch-03) or commit of a Hub repo")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run="recipe.predict:predict")
 
     push = commands.add_parser("push", help="send what the Hub has missed of a run")
-    push.add_argument("folder", help="OUTPUT_DIR of the run")
+    push.add_argument("folder", type=Path, help="OUTPUT_DIR of the run")
     push.add_argument("--hub_model_id", help="USER/NAME; default: the run's own")
-    push.set_defaults(run=_push)
+    push.set_defaults(run="recipe.hub:push")
 
     sync = commands.add_parser("sync", help="send what a Trackio dashboard has missed of a run")
-    sync.add_argument("folder", help="OUTPUT_DIR of the run")
+    sync.add_argument("folder", type=Path, help="OUTPUT_DIR of the run")
     sync.add_argument("--trackio_space_id", help="USER/SPACE; default: the run's own, or TRACKIO_SERVER_URL")
-    sync.set_defaults(run=_sync)
+    sync.set_defaults(run="recipe.dashboard:sync")
 
     replay = commands.add_parser("replay", help="repeat the step whose loss was not finite")
-    replay.add_argument("folder", help="OUTPUT_DIR/nonfinite/step-N")
-    replay.set_defaults(run=_replay)
+    replay.add_argument("folder", type=Path, help="OUTPUT_DIR/nonfinite/step-N")
+    replay.set_defaults(run="recipe.replay:replay")
 
     doctor = commands.add_parser("doctor", help="the preflight: imports, GPU, driver, access, token, disk")
     for flag in ("data", "backbone", "hub_model_id", "trackio_space_id", "output_dir"):
         doctor.add_argument(f"--{flag}")
     doctor.add_argument("--pace", action="store_true", help="measure the training step on this GPU")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run="recipe.doctor:doctor")
     return parser
 
 
@@ -121,42 +122,6 @@ def _train(config: Config, rest: Sequence[str], argv: Sequence[str]) -> int:
     from recipe.train import train
 
     return train(config, rest)
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from recipe.evaluate import evaluate
-
-    return evaluate(options)
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from recipe.predict import predict
-
-    return predict(options)
-
-
-def _push(options: argparse.Namespace) -> int:
-    from recipe.hub import push
-
-    return push(Path(options.folder), options.hub_model_id)
-
-
-def _sync(options: argparse.Namespace) -> int:
-    from recipe.dashboard import sync
-
-    return sync(Path(options.folder), options.trackio_space_id)
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from recipe.replay import replay
-
-    return replay(options.folder)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from recipe.doctor import doctor
-
-    return doctor(options)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ which Trackio knows it again: sending a row twice, after a resume or by `recipe 
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -25,14 +26,13 @@ from typing import Any
 import huggingface_hub
 import trackio
 from gradio_client import handle_file
-from trackio import deploy, gpu, utils
+from trackio import deploy, fragments, gpu, utils
 from trackio.media.utils import get_project_media_path
 from trackio.remote_client import RemoteClient
-from trackio.sqlite_storage import SQLiteStorage
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from recipe.access import in_a_line
-from recipe.run import RUN_FILE, read_record
+from recipe.run import read_record
 from recipe.schema import UserError
 from recipe.tracking import read_log
 
@@ -49,27 +49,10 @@ class Local:
     """Trackio's own database on this machine (TRACKIO_DIR)."""
 
     def log(self, entries: list[Entry]) -> None:
-        first = entries[0]
-        SQLiteStorage.bulk_log(
-            project=first["project"],
-            run=first["run"],
-            run_id=first["run_id"],
-            metrics_list=[entry["metrics"] for entry in entries],
-            steps=[entry["step"] for entry in entries],
-            log_ids=[entry["log_id"] for entry in entries],
-            config=first["config"],
-        )
+        fragments.import_records([fragments.metric_record(entry) for entry in entries])
 
     def log_system(self, entries: list[Entry]) -> None:
-        first = entries[0]
-        SQLiteStorage.bulk_log_system(
-            project=first["project"],
-            run=first["run"],
-            run_id=first["run_id"],
-            metrics_list=[entry["metrics"] for entry in entries],
-            timestamps=[entry["timestamp"] for entry in entries],
-            log_ids=[entry["log_id"] for entry in entries],
-        )
+        fragments.import_records([fragments.system_metric_record(entry) for entry in entries])
 
     def show(self, picture: Path, entry: Entry) -> None:
         shutil.copy(picture, get_project_media_path(entry["project"], entry["run"], entry["step"]) / picture.name)
@@ -213,15 +196,14 @@ class Dashboard(TrainerCallback):
             self._stop.wait(pause)
 
 
-def sync(folder: Path, space: str | None = None) -> int:
+def sync(options: argparse.Namespace) -> int:
     """`recipe sync`: send all rows and pictures of a run; those that are there already are not repeated.
 
     Raises:
         UserError: not a run, or the dashboard cannot be reached.
     """
-    if not (folder / RUN_FILE).exists():
-        raise UserError(f"{folder}: holds no run of this recipe (no {RUN_FILE})")
-    record, sent = read_record(folder), set[str]()
+    folder, space = options.folder, options.trackio_space_id
+    record, sent = read_record(folder, required=True), set[str]()
     try:
         send(connect(record["training"] | ({"trackio_space_id": space} if space else {})), folder, record, sent)
     except Exception as error:  # its clients' errors share no base

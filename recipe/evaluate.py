@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -19,15 +18,15 @@ from recipe.config import Config
 from recipe.data import CrowdDataset, load_split
 from recipe.geometry import Geometry
 from recipe.report import print_summary, read_metrics, write_report
+from recipe.run import writable
 from recipe.schema import UserError
 from recipe.trainer import CrowdTrainer
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """Evaluate `options.checkpoint` on one split and write the report. Returns the exit code."""
-    compare = Path(options.compare) if options.compare else None
-    if compare is not None:
-        read_metrics(compare)  # a typo costs nothing yet
+    if options.compare is not None:
+        read_metrics(options.compare)  # a typo costs nothing yet
     folder = output_folder(options)
     gpu = torch.cuda.is_available()
     model = load_model(options.checkpoint, options.revision, bf16=gpu)
@@ -51,7 +50,7 @@ def evaluate(options: argparse.Namespace) -> int:
     trainer.evaluate()
     assert trainer.evaluation is not None
     record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": info}
-    write_report(folder, trainer.evaluation, dataset, record=record, compare=compare)
+    write_report(folder, trainer.evaluation, dataset, record=record, compare=options.compare)
     print_summary(folder, trainer.evaluation)
     print(f"report     {folder / 'report' / 'report.md'}")
     return 0
@@ -70,18 +69,4 @@ def output_folder(options: argparse.Namespace) -> Path:
     local = Path(options.checkpoint)
     if options.out is None and not local.is_dir():
         raise UserError(f"--out is missing: {local} is no folder here to write the report into; give `--out DIR`")
-    return writable(Path(options.out) if options.out else local / f"evaluation-{options.split}")
-
-
-def writable(folder: Path) -> Path:
-    """The folder of --out, made where it is not there.
-
-    Raises:
-        UserError: nothing can be written into it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # one that was there already may be read-only
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
-    return folder
+    return writable(options.out or local / f"evaluation-{options.split}", "--out")

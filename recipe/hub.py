@@ -8,6 +8,7 @@ In the repo: the newest epoch's model at the root (the best at the end), all tha
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import logging
@@ -31,13 +32,12 @@ from recipe.backlog import (
     mark,
     model_files,
     report_files,
-    step_of,
     tag_of,
     unpushed,
 )
 from recipe.checkpoint import SHARDS, link
 from recipe.commits import Tree, addition, head, is_there, send_files, tree
-from recipe.run import RUN_FILE, check_same, is_whole, last_checkpoint, read_record
+from recipe.run import RUN_FILE, check_same, is_whole, last_checkpoint, read_record, step_of
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
@@ -101,12 +101,13 @@ class RunRepo:
         try:
             here = last_checkpoint(folder)
             if here is None or step_of(here) < self.state["global_step"]:
-                self._restore(folder, self.state)
+                self._restore(folder)
         except (OSError, httpx2.HTTPError) as error:
             raise UserError(f"--hub_model_id {self.repo_id}: cannot be fetched ({in_a_line(error)})") from error
         shutil.rmtree(folder / INCOMING, ignore_errors=True)
 
-    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+    def _restore(self, folder: Path) -> None:
+        state = self.state
         last, best = state["global_step"], state["best_global_step"]
         logger.info("going on with %s from step %d", self.repo_id, last)
         if best not in (None, last):  # its weights are needed at the end
@@ -237,16 +238,14 @@ def open_run(name: str, folder: Path, resume: str, **settings: Any) -> RunRepo:
     return repo
 
 
-def push(folder: Path, name: str | None = None) -> int:
+def push(options: argparse.Namespace) -> int:
     """`recipe push`: send what is not on the Hub yet. Returns the exit code.
 
     Raises:
         UserError: not a run, no repo given, no right to write there, or the repo holds another run.
     """
-    if not (folder / RUN_FILE).exists():
-        raise UserError(f"{folder}: holds no run of this recipe (no {RUN_FILE})")
-    record = json.loads((folder / RUN_FILE).read_text())
-    name = name or record["training"]["hub_model_id"]
+    folder, record = options.folder, read_record(options.folder, required=True)
+    name = options.hub_model_id or record["training"]["hub_model_id"]
     if not name:
         raise UserError(f"{folder}: was trained without a Hub repo; give one with `--hub_model_id USER/NAME`")
     repo = open_run(name, folder, "auto", private=record["training"]["hub_private_repo"] is not False)

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from recipe.batches import collate
-from recipe.replay import restore
 from recipe.schema import UserError
-from recipe.trainer import CrowdTrainer, random_state
+from recipe.trainer import CrowdTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,6 @@ def fit(trainer: CrowdTrainer) -> int:
         UserError: not even one image fits; it names the smaller canvas that needs about 0.73 of the memory.
     """
     args = trainer.args
-    rng = random_state()
     while not all_fit(trainer, args.per_device_train_batch_size):
         if args.per_device_train_batch_size == 1:
             raise UserError(
@@ -40,7 +38,6 @@ def fit(trainer: CrowdTrainer) -> int:
         args.gradient_accumulation_steps *= batch // smaller
         args.per_device_train_batch_size = trainer._train_batch_size = smaller
         logger.warning("out of memory: batch %d x accumulation %d instead", smaller, args.gradient_accumulation_steps)
-    restore(rng)  # the trial's dropout must not change the run
     return args.per_device_train_batch_size
 
 
@@ -60,10 +57,12 @@ def densest(trainer: CrowdTrainer, size: int) -> dict[str, Any]:
 
 def fits(trainer: CrowdTrainer, batch: dict[str, Any]) -> bool:
     """Run one forward and backward without changing a weight."""
-    model = trainer.model.to(trainer.args.device).train()
+    device = trainer.args.device
+    model = trainer.model.to(device).train()
     try:
         inputs = trainer._prepare_inputs(batch)
-        with trainer.accelerator.autocast():
+        # The trial's dropout must not change the run.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), trainer.accelerator.autocast():
             model(**inputs).loss.backward()
         return True
     except torch.OutOfMemoryError:

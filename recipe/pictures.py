@@ -27,7 +27,7 @@ class Pictures(TrainerCallback):
             return
         folder = Path(args.output_dir) / "pictures"
         for image_id, found in sorted(self.trainer.shown.items()):
-            picture = compare(self.trainer.eval_dataset, self.trainer.row_of(image_id), found)
+            picture = compare(self.trainer.eval_dataset, self.trainer.rows[image_id], found)
             path = folder / f"{image_id}-step-{state.global_step}.jpg"
             path.parent.mkdir(exist_ok=True)
             cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

@@ -23,9 +23,10 @@ from recipe.batches import collate, normalise
 from recipe.checkpoint import load_model
 from recipe.coco import xywh
 from recipe.draw import draw_boxes
-from recipe.evaluate import load_processor, writable
+from recipe.evaluate import load_processor
 from recipe.geometry import Geometry
 from recipe.images import decode, render
+from recipe.run import writable
 from recipe.schema import CLASS_NAMES, UserError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 def predict(options: argparse.Namespace) -> int:
     """Predict all images of `options.paths`. Returns the exit code: 2 if not one could be read."""
     paths = find_images(options.paths)
-    out = writable(Path(options.out))
+    out = writable(options.out, "--out")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(options.checkpoint, options.revision, bf16=device == "cuda").to(device).eval()
     processor = load_processor(options.checkpoint, options.revision)

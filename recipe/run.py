@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -57,15 +58,8 @@ def claim(folder: Path, wanted: Mapping[str, Any], resume: str) -> Path | None:
         UserError: the folder cannot be written, holds something else or another run, or `resume` is "never" and it
             holds a run at all.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another") from error
-    record = folder / RUN_FILE
-    if not record.exists():
+    writable(folder, "--output_dir")
+    if not (folder / RUN_FILE).exists():
         if any(folder.iterdir()):
             raise UserError(f"--output_dir {folder}: holds files that are not a run of this recipe; choose another")
         return None
@@ -74,8 +68,22 @@ def claim(folder: Path, wanted: Mapping[str, Any], resume: str) -> Path | None:
             f"--output_dir {folder}: holds another run. Give another folder, delete it, "
             "or go on with it by `--resume auto`"
         )
-    check_same(json.loads(record.read_text())["identity"], wanted, f"--output_dir {folder}")
+    check_same(read_record(folder)["identity"], wanted, f"--output_dir {folder}")
     return last_checkpoint(folder)
+
+
+def writable(folder: Path, flag: str) -> Path:
+    """The folder that `flag` names, made where it is not there.
+
+    Raises:
+        UserError: nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # one that was there already may be read-only
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return folder
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
@@ -109,7 +117,12 @@ def last_checkpoint(folder: Path) -> Path | None:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint-N folders, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The N of checkpoint-N."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -127,7 +140,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 def write_record(
     folder: Path, config: Config, args: TrainingArguments, wanted: Mapping[str, Any], extra: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> None:
     """Write run.json: settings, versions, device, commit, and `extra`. Tokens are left out."""
     training = {name: value for name, value in args.to_dict().items() if "token" not in name}
     record = {
@@ -145,12 +158,11 @@ def write_record(
         **extra,
     }
     _write(folder, record)
-    return record
 
 
 def amend_record(folder: Path, **fields: Any) -> None:
     """Add to run.json what only the training itself can tell."""
-    _write(folder, json.loads((folder / RUN_FILE).read_text()) | fields)
+    _write(folder, read_record(folder, required=True) | fields)
 
 
 def _write(folder: Path, record: Mapping[str, Any]) -> None:
@@ -168,9 +180,11 @@ def without_tokens(argv: Sequence[str]) -> list[str]:
     ]
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The contents of run.json; empty where there is none."""
+def read_record(folder: Path, *, required: bool = False) -> dict[str, Any]:
+    """The contents of run.json; empty where there is none, or a UserError if it is `required`."""
     path = folder / RUN_FILE
+    if required and not path.exists():
+        raise UserError(f"{folder}: holds no run of this recipe (no {RUN_FILE})")
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
@@ -180,8 +194,3 @@ def device() -> str:
         return f"CPU ({os.cpu_count()} cores)"
     gpu = torch.cuda.get_device_properties(0)
     return f"{torch.cuda.device_count()} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
-
-
-def save_batch(folder: Path, inputs: Mapping[str, Any], rng: Mapping[str, Any]) -> None:
-    """Keep the batch that broke a step, and the random state before it, for `recipe replay`."""
-    torch.save({"inputs": dict(inputs), "rng": dict(rng)}, folder / "batch.pt")

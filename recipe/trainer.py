@@ -10,7 +10,6 @@ weight shards, the frozen one hard-linked; a stop on the first non-finite loss.
 from __future__ import annotations
 
 import logging
-import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from recipe.checkpoint import SHARDS, load_weights, save_detector
 from recipe.config import Config
 from recipe.data import CrowdDataset
 from recipe.metrics import DetectionMetrics
-from recipe.run import read_record, save_batch
+from recipe.run import read_record
 from recipe.schema import UserError
 
 if TYPE_CHECKING:
@@ -60,17 +59,19 @@ class CrowdTrainer(Trainer):
         self.values: dict[str, float] = {}  # and its numbers
         self.shown: dict[int, dict[str, np.ndarray]] = {}  # image id -> its detections in the last evaluation
         self._loaders: dict[str, DataLoader] = {}
-        self._layer_sums: Tensor | None = None
-        self._layer_count = 0
-        self._rng: dict[str, Any] = {}
+        self._losses: Any = 0.0  # [layers, 3] summed over the batches since the last log, of which there are
+        self._losses_count = 0
+        self._rng: dict[str, Tensor] = {}
         self.repo: RunRepo | None = None  # where every checkpoint is pushed
+        self.backbone_shard = Path(args.output_dir) / SHARDS[True]  # written once, hard-linked into every checkpoint
         self._limit = args.save_total_limit
         args._n_gpu = min(args.n_gpu, 1)  # else Trainer wraps the model in DataParallel, which scatters labels wrongly
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(args, name) < 1:
                 raise UserError(f"--{name} (evaluate: --batch_size) {getattr(args, name)}: must be 1 or more")
-        self._rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
-        self._shown_ids = set(list(self._rows)[: config.shown_images])
+        # Image id -> its place in the validation dataset.
+        self.rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
+        self._shown_ids = set(list(self.rows)[: config.shown_images])
         super().__init__(
             model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=processor
         )
@@ -120,7 +121,7 @@ class CrowdTrainer(Trainer):
             rank = f"-rank-{self.args.process_index}" if self.args.process_index else ""
             folder = Path(self.args.output_dir) / "nonfinite" / f"step-{self.state.global_step}{rank}"
             save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_shard)  # also beyond rank 0
-            save_batch(folder, inputs, self._rng)
+            torch.save({"inputs": inputs, "rng": self._rng}, folder / "batch.pt")
             images = [int(label["image_id"]) for label in inputs["labels"]]
             raise NonFiniteLoss(
                 f"the loss is not finite at step {self.state.global_step}, images {images}. The batch, the weights "
@@ -134,26 +135,20 @@ class CrowdTrainer(Trainer):
         if model.training:
             if not torch.isfinite(loss):  # no extra wait for the GPU: the matcher has just had one
                 raise NonFiniteLoss
-            self._add_layer_losses(outputs.loss_dict)
+            names = [*(f"_{layer}" for layer in range(self.model.config.decoder_layers - 1)), ""]
+            parts = [torch.stack([outputs.loss_dict[kind + name] for kind in LOSSES]) for name in names]
+            self._losses = self._losses + torch.stack(parts).detach()
+            self._losses_count += 1
         return (loss, outputs) if return_outputs else loss
 
-    def _add_layer_losses(self, loss_dict: dict[str, Tensor]) -> None:
-        layers = self.model.config.decoder_layers
-        names = [*(f"_{layer}" for layer in range(layers - 1)), ""]
-        config = self.model.config
-        weights = (1, config.bbox_loss_coefficient, config.giou_loss_coefficient)
-        parts = torch.stack([torch.stack([loss_dict[f"{kind}{name}"] for kind in LOSSES]) for name in names]).detach()
-        sums = torch.cat([parts @ parts.new_tensor(weights), parts[-1]])  # [layers + 3]
-        self._layer_sums = sums if self._layer_sums is None else self._layer_sums + sums
-        self._layer_count += 1
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._layer_sums is not None:
-            means = self.accelerator.reduce(self._layer_sums / self._layer_count, reduction="mean").tolist()
-            layers = len(means) - len(LOSSES)
-            logs |= {f"loss_layer_{layer + 1}": value for layer, value in enumerate(means[:layers])}
-            logs |= dict(zip(LOSSES, means[layers:], strict=True))
-            self._layer_sums, self._layer_count = None, 0
+        if "loss" in logs and self._losses_count:
+            means = self.accelerator.reduce(self._losses / self._losses_count, reduction="mean")
+            config = self.model.config
+            weights = means.new_tensor([1, config.bbox_loss_coefficient, config.giou_loss_coefficient])
+            logs |= {f"loss_layer_{layer}": value for layer, value in enumerate((means @ weights).tolist(), 1)}
+            logs |= dict(zip(LOSSES, means[-1].tolist(), strict=True))
+            self._losses, self._losses_count = 0.0, 0
         super().log(logs, start_time)
 
     # ---- evaluation: nothing is kept but the detections ----
@@ -189,16 +184,12 @@ class CrowdTrainer(Trainer):
         assert self.evaluation is not None
         for row, label in enumerate(inputs["labels"]):
             image_id = int(label["image_id"])
-            targets = self.eval_dataset.truth.targets(self.row_of(image_id))
+            targets = self.eval_dataset.truth.targets(self.rows[image_id])
             detections = {"pred_xyxy": boxes[row], "scores": scores[row], "labels": labels[row]}
             self.evaluation.update(image_id, **detections, **targets)
             if image_id in self._shown_ids:
                 self.shown[image_id] = detections
         return loss.detach().mean(), None, None
-
-    def row_of(self, image_id: int) -> int:
-        """The place of a validation image in its dataset."""
-        return self._rows[image_id]
 
     # ---- checkpoints: plain files, restored whole or not at all ----
 
@@ -228,11 +219,6 @@ class CrowdTrainer(Trainer):
                 self.args.save_total_limit = max(self._limit, len(left) + 1)
         self.accelerator.wait_for_everyone()
 
-    @property
-    def backbone_shard(self) -> Path:
-        """The frozen backbone's file, written once per run and hard-linked into every checkpoint."""
-        return Path(self.args.output_dir) / self.BACKBONE_SHARD
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The stock loader reads raw keys with strict=False and only warns about what stayed at its initial value.
         load_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
@@ -245,7 +231,7 @@ class CrowdTrainer(Trainer):
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
 
 
-def random_state() -> dict[str, Any]:
-    """The generators that a training step draws from."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+def random_state() -> dict[str, Tensor]:
+    """Of PyTorch's generators: a training step draws from no other."""
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **cuda}

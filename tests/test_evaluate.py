@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 
 from recipe.checkpoint import load_model
 from recipe.cli import main
-from recipe.evaluate import writable
 from recipe.model import build_model, freeze
+from recipe.run import writable
 from recipe.schema import UserError
 
 
@@ -44,7 +44,7 @@ def test_a_missing_out_is_told_before_the_model_is_fetched(monkeypatch, capsys):
 
 def test_a_folder_that_is_there_but_takes_no_file_is_refused():
     with pytest.raises(UserError, match="--out /proc: cannot be written"):
-        writable(Path("/proc"))
+        writable(Path("/proc"), "--out")
 
 
 @pytest.mark.parametrize("gpu", [True, False])

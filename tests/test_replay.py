@@ -12,7 +12,6 @@ from test_trainer import make_trainer
 from recipe import replay as room
 from recipe.cli import main
 from recipe.model import build_model, freeze
-from recipe.run import save_batch
 from recipe.trainer import NonFiniteLoss, random_state
 
 
@@ -34,7 +33,7 @@ def test_a_step_is_repeated_in_the_precision_of_its_run(bf16, dtype, tmp_path, m
     (tmp_path / "run" / "run.json").write_text(json.dumps({"training": {"bf16": bf16}}))
     inputs = batch() | {"pixel_values": torch.zeros(1, 3, 64, 96, dtype=torch.uint8)}
     inputs["labels"][0] |= {"size": torch.tensor([64, 96]), "image_id": torch.tensor([1])}
-    save_batch(folder, inputs, random_state())
+    torch.save({"inputs": inputs, "rng": random_state()}, folder / "batch.pt")
     models = []
     monkeypatch.setattr(room, "watch_modules", lambda model: models.append(model) or [])
     assert main(["replay", str(folder)]) == 0
