@@ -18,14 +18,12 @@ import torch
 from rich.progress import track
 from transformers import DetrForObjectDetection, DetrImageProcessor
 
-from recipe.augment import Transform
-from recipe.batches import collate, normalise
 from recipe.checkpoint import load_model
 from recipe.coco import xywh
 from recipe.draw import draw_boxes
 from recipe.evaluate import load_processor
 from recipe.geometry import Geometry
-from recipe.images import decode, render
+from recipe.images import decode
 from recipe.run import writable
 from recipe.schema import CLASS_NAMES, UserError
 
@@ -100,20 +98,12 @@ def detect(
     """
     geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
     height, width = pixels.shape[:2]
-    size = geometry.resized(height, width)
-    sample = {
-        "pixels": render(pixels, size, Transform()),
-        "boxes": np.zeros((0, 4), np.float32),
-        "class_labels": np.zeros(0, np.int64),
-        "image_id": 0,
-        "size": size,
-        "orig_size": (height, width),
-        "canvas": geometry.canvas(height, width),
-    }
-    batch = collate([sample])
-    labels = [{key: value.to(model.device) for key, value in batch["labels"][0].items()}]
-    inputs = normalise({"pixel_values": batch["pixel_values"].to(model.device), "labels": labels})
-    outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+    size, canvas = (
+        dict(zip(("height", "width"), rule(height, width), strict=True))
+        for rule in (geometry.resized, geometry.canvas)
+    )
+    inputs = processor(pixels, size=size, pad_size=canvas, input_data_format="channels_last", return_tensors="pt")
+    outputs = model(**inputs.to(model.device))
     (found,) = processor.post_process_object_detection(outputs, min(thresholds), target_sizes=[(height, width)])
     arrays = {key: value.cpu().numpy() for key, value in found.items()}
     keep = arrays["scores"] > np.asarray(thresholds)[arrays["labels"]]

@@ -6,14 +6,43 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
-from packed import encoded
+from packed import encoded, photograph
 from PIL import Image
 from test_model import config, save
 
+from recipe.augment import Transform
+from recipe.batches import collate, normalise
 from recipe.cli import main
-from recipe.model import build_model, freeze
+from recipe.geometry import Geometry
+from recipe.images import render
+from recipe.model import build_model, build_processor, freeze
 from recipe.predict import class_thresholds, coco_results, detect
+
+
+class Recorder:
+    """A model that keeps what it is fed."""
+
+    device = "cpu"
+
+    def __call__(self, **inputs):
+        self.inputs = inputs
+
+
+@pytest.mark.parametrize("size", [(120, 200), (200, 120), (64, 64), (20, 97), (300, 1)])
+def test_an_image_is_fed_to_the_model_as_in_training(size):
+    """The last two are corners in which the stock rule for sizes leaves its own limits."""
+    pixels, rule, processor = photograph(*size), Geometry(64, 96), build_processor(64, 96)
+    sample = {"pixels": render(pixels, rule.resized(*size), Transform()), "size": rule.resized(*size), "image_id": 1}
+    sample |= {"boxes": np.zeros((0, 4)), "class_labels": np.zeros(0), "orig_size": size, "canvas": rule.canvas(*size)}
+    expected, model = normalise(collate([sample])), Recorder()
+    processor.post_process_object_detection = lambda *_, **__: [
+        {"scores": torch.zeros(0), "labels": torch.zeros(0, dtype=int)}
+    ]
+    detect(model, processor, pixels, [0.5, 0.5])
+    torch.testing.assert_close(model.inputs["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
+    assert torch.equal(model.inputs["pixel_mask"].bool(), expected["pixel_mask"])
 
 
 def test_a_score_is_kept_above_its_class_s_threshold_as_the_metrics_count_it():
@@ -21,16 +50,9 @@ def test_a_score_is_kept_above_its_class_s_threshold_as_the_metrics_count_it():
     scores, labels = torch.tensor([0.5, 0.75, 0.5, 0.75]), torch.tensor([0, 0, 1, 1])
     found = {"scores": scores, "labels": labels, "boxes": torch.zeros(4, 4)}
 
-    class Model:
-        device = "cpu"
-
-        def __call__(self, **inputs):
-            assert inputs["pixel_values"].shape[-2:] == inputs["pixel_mask"].shape[-2:]
-
-    processor = SimpleNamespace(
-        size={"shortest_edge": 64, "longest_edge": 96}, post_process_object_detection=lambda *_, **__: [found]
-    )
-    kept = detect(Model(), processor, np.zeros((60, 90, 3), np.uint8), [0.5, 0.25])
+    processor = build_processor(64, 96)
+    processor.post_process_object_detection = lambda *_, **__: [found]
+    kept = detect(Recorder(), processor, np.zeros((60, 90, 3), np.uint8), [0.5, 0.25])
     assert kept["labels"].tolist() == [0, 1, 1]
     assert kept["scores"].tolist() == [0.75, 0.5, 0.75]
 
