@@ -86,7 +86,7 @@ def write_report(
 def read_metrics(path: Path) -> dict[str, Any]:
     """An earlier evaluation's metrics.json; UserError if it is none."""
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"--compare {path}: cannot be read ({error}); give the metrics.json of a report") from error
     if not isinstance(found, dict) or not isinstance(found.get("map"), float | int):
