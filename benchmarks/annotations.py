@@ -67,7 +67,8 @@ def read_one(path: str) -> None:
     before = peak_rss()
     start = time.perf_counter()
     notes = read([path], path)
-    print(len(notes), len(notes.labels), notes.nbytes, time.perf_counter() - start, peak_rss() - before)
+    size = sum(array.nbytes for array in vars(notes).values())
+    print(len(notes), len(notes.labels), size, time.perf_counter() - start, peak_rss() - before)
 
 
 def peak_rss() -> int:

@@ -70,11 +70,6 @@ class Annotations:
         """Which images lie on the portrait canvas."""
         return self.height > self.width
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(array.nbytes for array in vars(self).values())
-
     def people(self) -> Annotations:
         """Without crowd regions (iscrowd 1): nobody to learn, and nothing to miss."""
         keep = self.iscrowd == 0

@@ -112,6 +112,7 @@ def _score(text: str) -> float:
 
 
 def _train(config: Config, rest: Sequence[str], argv: Sequence[str]) -> int:
+    logging.getLogger("recipe").info("loading torch and transformers")  # seconds, half a minute on a cold disk
     import torch
 
     gpus = torch.cuda.device_count()

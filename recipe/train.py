@@ -31,7 +31,7 @@ from recipe import run, tracking
 from recipe.annotations import Annotations, describe, summary
 from recipe.backlog import unpushed
 from recipe.card import write_card
-from recipe.checkpoint import load_model, write_backbone
+from recipe.checkpoint import SHARDS, load_model, write_backbone
 from recipe.config import METRICS, PILOT_CPU, REFUSED, Config, training_defaults
 from recipe.data import CrowdDataset, load_split
 from recipe.deadline import Deadline
@@ -235,7 +235,7 @@ def build(config: Config, annotations: Annotations, checkpoint: Path | None) -> 
 
 def settle(model: Any, args: TrainingArguments, folder: Path) -> Any:
     """Keep the backbone's weights in the run's folder, then freeze and cast them for the training."""
-    shard = folder / CrowdTrainer.BACKBONE_SHARD
+    shard = folder / SHARDS[True]
     if args.should_save and not shard.exists():
         write_backbone(model, shard)  # from the fp32 weights as loaded, before the cast
     freeze(model, torch.bfloat16 if args.bf16 else torch.float32)

@@ -43,8 +43,6 @@ class NonFiniteLoss(RuntimeError):
 class CrowdTrainer(Trainer):
     """`transformers.Trainer` for DETR on crowds. Everything not overridden here is the library's."""
 
-    BACKBONE_SHARD = SHARDS[True]
-
     def __init__(
         self,
         config: Config,
