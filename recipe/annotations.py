@@ -73,8 +73,10 @@ class Annotations:
     def people(self) -> Annotations:
         """Without crowd regions (iscrowd 1): nobody to learn, and nothing to miss."""
         keep = self.iscrowd == 0
+        if keep.all():
+            return self
         boxes = {name: getattr(self, name)[keep] for name in ("boxes_xywh", "labels", "area", "iscrowd")}
-        return self if keep.all() else replace(self, **boxes, offsets=np.append(0, keep.cumsum())[self.offsets])
+        return replace(self, **boxes, offsets=np.append(0, keep.cumsum())[self.offsets])
 
     def first(self, count: int) -> Annotations:
         """The first `count` images."""
