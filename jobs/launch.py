@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING, Any
 from jobs import preflight
 from jobs.job import PROJECT, follow, patiently, say, submit, table
 from jobs.plan import Plan, Target, hours, schedule
-from recipe.config import Config, parse_train
+from recipe.config import DEADLINE_EXIT, Config, parse_train
 from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
     from transformers import TrainingArguments
 
-DEADLINE_EXIT = 75  # of `recipe train`: stopped at --max_hours with everything pushed
 DETACHED_EXIT = 130  # as a shell has it after Ctrl-C
 
 

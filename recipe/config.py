@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+DEADLINE_EXIT = 75  # EX_TEMPFAIL, of `recipe train`: not finished, the same command goes on
 PATCH = 16  # DINOv3's patch size: the canvas is a whole number of patches
 
 

@@ -32,7 +32,7 @@ from recipe.annotations import Annotations, describe, summary
 from recipe.backlog import unpushed
 from recipe.card import write_card
 from recipe.checkpoint import SHARDS, load_model, write_backbone
-from recipe.config import METRICS, PILOT_CPU, REFUSED, Config, training_defaults
+from recipe.config import DEADLINE_EXIT, METRICS, PILOT_CPU, REFUSED, Config, training_defaults
 from recipe.data import CrowdDataset, load_split
 from recipe.deadline import Deadline
 from recipe.doctor import driver, installed_driver
@@ -46,7 +46,6 @@ from recipe.trainer import CrowdTrainer, NonFiniteLoss
 
 logger = logging.getLogger(__name__)
 
-DEADLINE_EXIT = 75  # EX_TEMPFAIL: not finished, the same command goes on
 NONFINITE_EXIT = 70  # EX_SOFTWARE
 
 
