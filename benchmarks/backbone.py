@@ -18,19 +18,18 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DINOv3ViTBackbone, DINOv3ViTConfig
 
-from recipe.model import FrozenBackbone
+from recipe.model import FrozenBackbone, large_backbone
 
-SIZES = {
-    "small": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6},
-    "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-}
+SMALL = DINOv3ViTConfig(
+    hidden_size=384, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=6, num_register_tokens=4
+)
+SIZES = {"small": SMALL, "large": large_backbone()}
 
 
 def run(side: str, options: argparse.Namespace, results: Any) -> None:
     torch.manual_seed(0)
-    config = DINOv3ViTConfig(**SIZES[options.size], num_register_tokens=4, pos_embed_rescale=None)
     kind = FrozenBackbone if side == "ours" else DINOv3ViTBackbone
-    model = kind(config).to(options.device, getattr(torch, options.dtype)).eval().requires_grad_(False)
+    model = kind(SIZES[options.size]).to(options.device, getattr(torch, options.dtype)).eval().requires_grad_(False)
     images = torch.randn(1, 3, options.height, options.width, device=options.device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model(images)

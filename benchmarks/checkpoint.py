@@ -13,16 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from backbone import SIZES
 from rich.console import Console
 from rich.table import Table
-from transformers import DINOv3ViTBackbone, DINOv3ViTConfig
+from transformers import DINOv3ViTBackbone
 
 from recipe.checkpoint import save_detector, write_backbone
 from recipe.config import parse_train
 from recipe.model import BACKBONE_PREFIX, build_model, freeze
-
-LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
 
 
 def new_bytes(folder: Path) -> int:
@@ -42,12 +40,11 @@ def synced(save: Callable[[Path], None], folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("small", "large"), default="large")
+    parser.add_argument("--size", choices=SIZES, default="large")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        shape = DINOv3ViTConfig(**(LARGE if options.size == "large" else SMALL), num_register_tokens=4)
-        DINOv3ViTBackbone(shape).save_pretrained(root / "backbone")
+        DINOv3ViTBackbone(SIZES[options.size]).save_pretrained(root / "backbone")
         config, _ = parse_train(["--preset", "pilot", "--backbone", str(root / "backbone")])
         model = freeze(build_model(config))
         trainable = [p for p in model.parameters() if p.requires_grad]

@@ -34,15 +34,15 @@ def seconds(command: list[str], repeats: int) -> float:
 
 def make_inputs(folder: Path) -> None:
     """A packed sample, and a backbone of ViT-L's size."""
-    from checkpoint import LARGE
-    from transformers import DINOv3ViTBackbone, DINOv3ViTConfig
+    from transformers import DINOv3ViTBackbone
 
     from data_prep.sample import make_sample
     from data_prep.shards import pack
+    from recipe.model import large_backbone
 
     make_sample(folder / "yolo", train=2, val=2, seed=0)
     pack(folder / "yolo", folder / "packed")
-    DINOv3ViTBackbone(DINOv3ViTConfig(**LARGE, num_register_tokens=4)).save_pretrained(folder / "backbone")
+    DINOv3ViTBackbone(large_backbone()).save_pretrained(folder / "backbone")
 
 
 def to_first_step(folder: Path, run: str, *flags: str) -> float:

@@ -19,16 +19,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import DetrForObjectDetection, DINOv3ViTConfig
+from transformers import DetrForObjectDetection
 
 from recipe.batches import normalise
 from recipe.config import parse_train
-from recipe.model import compile_backbone, detr_config, freeze, initialise
+from recipe.model import compile_backbone, detr_config, freeze, initialise, large_backbone, tiny_backbone
 
-SIZES = {
-    "tiny": {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3},
-    "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-}
+SIZES = {"tiny": tiny_backbone(), "large": large_backbone()}
 
 
 def batch(options: argparse.Namespace) -> dict[str, Any]:
@@ -43,9 +40,8 @@ def batch(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def build(side: str, options: argparse.Namespace) -> DetrForObjectDetection:
-    backbone = DINOv3ViTConfig(**SIZES[options.size], num_register_tokens=4)
     config, _ = parse_train(["--preset", "pilot"])
-    model = DetrForObjectDetection(detr_config(config, backbone))
+    model = DetrForObjectDetection(detr_config(config, SIZES[options.size]))
     if side == "plan":
         model.model.freeze_backbone()
         return model

@@ -105,18 +105,15 @@ def disk(folder: Path) -> Iterator[Finding]:
 def pace() -> Iterator[Finding]:
     """Images per second of the training step, and what that would be on a10g-large."""
     import torch
-    from transformers import DINOv3ViTConfig
 
+    from recipe.model import large_backbone
     from recipe.pace import Pace
     from recipe.run import device
 
     if not torch.cuda.is_available():
         yield "pace", None, "without a GPU there is none to measure"
         return
-    large = DINOv3ViTConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, num_register_tokens=4
-    )
-    found = Pace(step_rate(large, 960, 1536, steps=12), device(), 0, 0, 0)
+    found = Pace(step_rate(large_backbone(), 960, 1536, steps=12), device(), 0, 0, 0)
     rate = f"{found.images_per_second:.2f} images/s"
     yield "pace", None, f"{rate} of training with ViT-L at 960x1536, without the loader"
     there = found.on("A10G")

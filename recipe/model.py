@@ -139,6 +139,13 @@ def tiny_backbone() -> DINOv3ViTConfig:
     )
 
 
+def large_backbone() -> DINOv3ViTConfig:
+    """The shape of DINOv3 ViT-L/16, to measure with random weights."""
+    return DINOv3ViTConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, num_register_tokens=4
+    )
+
+
 @torch.no_grad()
 def initialise(model: DetrForObjectDetection, class_prior: Sequence[float] | None = None) -> None:
     """DETR's own initialisation (Carion et al. 2020, their code): xavier in the transformer, N(0, 1) queries.
