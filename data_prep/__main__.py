@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     pack = commands.add_parser("pack", help="write Parquet shards, dataset card, problems.csv and manifest.json")
     for command in (inspect, pack):
         command.add_argument("yolo_dir", type=Path, metavar="YOLO_DIR", help="the folder that holds data.yaml")
-        command.add_argument("--workers", type=count, default=len(os.sched_getaffinity(0)), help="threads (all cores)")
+        command.add_argument("--workers", type=count, default=len(os.sched_getaffinity(0)), help="cores to use (all)")
     inspect.add_argument("--json", type=Path, metavar="FILE", help="write statistics and every problem to FILE")
     pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the dataset goes")
     pack.add_argument(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from data_prep.labels import Problem, listing
 from data_prep.statistics import LONGEST, SHORTEST, Tally, table
-from data_prep.yolo import open_folder, scan, watched
+from data_prep.yolo import open_folder, progress, scan
 from recipe.schema import UserError
 
 
@@ -34,9 +34,11 @@ def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2) 
     tallies = {name: Tally.of_split(split) for name, split in folder.splits.items()}
     for name, split in folder.splits.items():
         problems += split.problems
-        for example in watched(scan(folder, split.entries, workers), len(split.entries), f"reading {name}"):
-            tallies[name].add(example)
-            problems += example.labels.problems
+        with progress(len(split.entries), f"reading {name}") as advance:
+            for example in scan(folder, split.entries, workers):
+                tallies[name].add(example)
+                problems += example.labels.problems
+                advance(1)
     summaries = {name: tally.summary() for name, tally in tallies.items()}
     if json_file:
         report = {"splits": summaries, "problems": [problem._asdict() for problem in problems]}

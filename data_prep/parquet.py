@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import __version__
+from data_prep.image import Verify
 from data_prep.labels import Problem
 from data_prep.statistics import Tally
-from data_prep.yolo import Entry, Example, YoloFolder
+from data_prep.yolo import Entry, Example, YoloFolder, scan
+from recipe.schema import arrow_schema
 
 GROUP_ROWS, GROUP_BYTES = 100, 16 * 2**20  # a row group: a page of the Hub's viewer, and what the writer holds
 BOX_IDS = 1_000_000  # per image, so that a changed label file leaves the ids of all other images as they are
@@ -83,9 +83,10 @@ def finished(shard: Shard, work: Path, data: Path) -> Path | None:
     return None
 
 
-def write(shard: Shard, examples: Iterator[Example], schema: pa.Schema, work: Path) -> Path:
-    """Write one shard from the next `len(shard.entries)` examples, then its record."""
+def write(shard: Shard, folder: YoloFolder, work: Path, threads: int, verify: Verify) -> None:
+    """Read, judge and write one shard, then its record."""
     path, part = work / f"{shard.stem}.parquet", work / f"{shard.stem}.part"
+    schema = arrow_schema()
     tally = Tally()
     problems: list[Problem] = []
     with pq.ParquetWriter(
@@ -98,7 +99,7 @@ def write(shard: Shard, examples: Iterator[Example], schema: pa.Schema, work: Pa
     ) as writer:
         rows: list[tuple[int, Example]] = []
         held = 0
-        for image_id, example in enumerate(islice(examples, len(shard.entries)), shard.first_id):
+        for image_id, example in enumerate(scan(folder, shard.entries, threads, verify), shard.first_id):
             tally.add(example)
             problems += example.labels.problems
             if rows and (len(rows) == GROUP_ROWS or held + len(example.data) > GROUP_BYTES):
@@ -113,7 +114,6 @@ def write(shard: Shard, examples: Iterator[Example], schema: pa.Schema, work: Pa
     part.replace(path)
     part.write_text(json.dumps(found))
     part.replace(work / f"{shard.stem}.json")  # last: a shard counts once its record is there
-    return path
 
 
 def _sha256(path: Path) -> str:

@@ -1,9 +1,9 @@
 """Pack a YOLO folder into Parquet shards: `pack(yolo_dir, out)`, or `python -m data_prep pack YOLO_DIR --out DIR`.
 
-One thread writes, the others read and verify (`data_prep.yolo.scan`), so the bytes do not depend on their number.
-Which image goes into which shard follows from the file sizes alone. A shard is written under OUT/.pack and recorded
-there with the fingerprint of its input; the same command, run again, takes recorded shards over. Nothing reaches
-OUT/data before every shard is there.
+Which image goes into which shard follows from the file sizes alone, and one process reads, judges and writes a whole
+shard, so the bytes do not depend on the number of workers. A shard is written under OUT/.pack and recorded there with
+the fingerprint of its input; the same command, run again, takes recorded shards over. Nothing reaches OUT/data before
+every shard is there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ import csv
 import fcntl
 import hashlib
 import logging
+import multiprocessing
 import os
 import shutil
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -27,8 +35,8 @@ from data_prep.image import Verify
 from data_prep.labels import Problem, listing
 from data_prep.parquet import Shard
 from data_prep.statistics import Tally
-from data_prep.yolo import Example, YoloFolder, open_folder, scan, watched
-from recipe.schema import CLASS_NAMES, UserError, arrow_schema
+from data_prep.yolo import YoloFolder, open_folder, progress
+from recipe.schema import CLASS_NAMES, UserError
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +70,9 @@ def pack(
         written = {shard: path for shard, path in found.items() if path}
         if written:
             log.info("%d of %d shards are there from an earlier run", len(written), len(shards))
-        _write_missing(folder, shards, written, work, on_bad, workers, verify)
+        written |= _write(folder, [shard for shard in shards if shard not in written], work, workers, verify)
+        if on_bad == "fail":
+            _refuse(folder, shards, work)
         manifest = _account(folder, written, work, verify)
         _finish(out, work, written)
         publish.write_card(out, manifest)
@@ -70,25 +80,46 @@ def pack(
     return manifest
 
 
-def _write_missing(
-    folder: YoloFolder, shards: list[Shard], written: Written, work: Path, on_bad: OnBad, workers: int, verify: Verify
-) -> None:
-    todo = [shard for shard in shards if shard not in written]
-    entries = [entry for shard in todo for entry in shard.entries]
-    refused: list[Problem] = []
+def _write(folder: YoloFolder, todo: list[Shard], work: Path, workers: int, verify: Verify) -> Written:
+    """Write shards side by side, one process for each: threads alone would wait for each other at Python's lock."""
+    if not todo:
+        return {}
+    processes = min(workers, len(todo))
+    threads = workers // processes + 1  # its share of the cores, and one that reads on while the shard is written
+    bare = replace(folder, splits={})  # what reading needs, without the list of all files
+    with ProcessPoolExecutor(processes, initializer=_end_with_parent) as pool:
+        futures = {pool.submit(parquet.write, shard, bare, work, threads, verify): shard for shard in todo}
+        try:
+            with progress(sum(len(shard.entries) for shard in todo), "packing") as advance:
+                for future in as_completed(futures):
+                    future.result()
+                    advance(len(futures[future].entries))
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of {processes} processes was killed, most likely for want of memory: give fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return {shard: work / f"{shard.stem}.parquet" for shard in todo}
 
-    def judged() -> Iterator[Example]:
-        for example in watched(scan(folder, entries, workers, verify), len(entries), "packing"):
-            if on_bad == "fail":
-                refused.extend(problem for problem in example.labels.problems if problem.action == "refused")
-            yield example
 
-    examples, schema = judged(), arrow_schema()
-    for shard in todo:
-        if not refused:
-            written[shard] = parquet.write(shard, examples, schema, work)
-    for _ in examples:  # after a refusal: find the others too, so that all are listed at once
-        pass
+def _end_with_parent() -> None:
+    """In each process: end at Ctrl-C, and when the parent is killed, whose lock on the output folder it shares."""
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _refuse(folder: YoloFolder, shards: list[Shard], work: Path) -> None:
+    """Raise UserError when any shard, of this run or an earlier one, holds a refused line or image."""
+    found = [Problem._make(problem) for shard in shards for problem in parquet.record(shard, work)["problems"]]
+    refused = [problem for problem in found if problem.action == "refused"]
     if refused:
         rules = ", ".join(f"{n} {rule}" for rule, n in Counter(problem.rule for problem in refused).most_common())
         message = f"{len(refused)} lines or images of {folder.root} cannot be packed ({rules}); nothing was written. "
@@ -111,10 +142,8 @@ def _claimed(out: Path, root: Path) -> Iterator[Path]:
             )
         work.mkdir(parents=True, exist_ok=True)
         with (work / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another pack is writing to {out}: wait for it, or give another --out") from None
+            if not _locked(lock):
+                raise UserError(f"another pack is writing to {out}: wait for it, or give another --out")
             mark.write_text(source)
             try:
                 yield work
@@ -129,6 +158,16 @@ def _claimed(out: Path, root: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write to {out}: {reason}. Give --out a folder on a disk with room") from error
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the lock; the processes of a pack that was killed hold it for a moment longer (`_end_with_parent`)."""
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _account(folder: YoloFolder, written: Written, work: Path, verify: Verify) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,18 +173,26 @@ def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
     return sorted(found)
 
 
-def watched(examples: Iterator[Example], total: int, what: str) -> Iterator[Example]:
-    """Hand the examples through, with a progress bar where somebody watches."""
-    from rich.console import Console
-    from rich.progress import track
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """`advance(images)`: a bar where somebody watches, ten plain lines in a log."""
+    done = 0
 
-    if sys.stderr.isatty():
-        yield from track(examples, what, total, console=Console(stderr=True))
+    def advance(images: int) -> None:
+        nonlocal done
+        before, done = done, done + images
+        if done * 10 // total > before * 10 // total:
+            print(f"{what}: {done:,} of {total:,} images", file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        yield advance
         return
-    for number, example in enumerate(examples, start=1):  # a log gets plain lines, ten in all
-        if number % max(1, total // 10) == 0:
-            print(f"{what}: {number:,} of {total:,} images", file=sys.stderr, flush=True)
-        yield example
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda images: bar.advance(task, images)
 
 
 def scan(folder: YoloFolder, entries: Sequence[Entry], workers: int, verify: Verify = "full") -> Iterator[Example]:

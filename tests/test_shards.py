@@ -202,14 +202,42 @@ def test_after_a_kill_the_same_command_goes_on_and_gives_the_same_bytes(tmp_path
         while len(list(work.glob("*.json"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    finished = {path.name: path.stat().st_mtime_ns for path in work.glob("*.parquet")}
+    finished = {(path.stat().st_ino, path.stat().st_mtime_ns) for path in work.glob("*.parquet")}
     records = len(list(work.glob("*.json")))
     assert 2 <= records < 8
     assert not (tmp_path / "out/data").exists()
     pack(tmp_path / "in", tmp_path / "out", shard_size=20_000)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    kept = [path.stat().st_mtime_ns for path in (tmp_path / "out/data").iterdir()]
-    assert len(set(finished.values()) & set(kept)) >= records
+    kept = {(path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "out/data").iterdir()}
+    assert len(finished & kept) >= records
+
+
+def test_after_ctrl_c_no_process_goes_on(tmp_path):
+    write_folder(tmp_path / "in", crowd(60))
+    slow = (
+        "import time, sys; from data_prep import parquet; from data_prep.__main__ import main\n"
+        "parquet._table = lambda *_: time.sleep(60)\n"
+        "sys.exit(main(['pack', sys.argv[1], '--out', sys.argv[2]]))\n"
+    )
+    command = [sys.executable, "-c", slow, str(tmp_path / "in"), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, process_group=0) as process:
+        deadline = time.monotonic() + 30
+        while len(list((tmp_path / "out/.pack").glob("*.part"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert errors.splitlines() == ["interrupted; the same command goes on where it stopped"]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_process_that_was_killed_is_named_as_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_table", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    write_folder(tmp_path / "in", crowd(3))
+    with pytest.raises(UserError, match="fewer --workers"):
+        pack(tmp_path / "in", tmp_path / "out")
 
 
 def test_a_changed_image_rewrites_its_shard_alone(tmp_path):
