@@ -82,18 +82,18 @@ def summary(ranked: Ranked, a: int, threshold: float) -> dict[str, float]:
     }
 
 
-def rank_by_size(images: Sequence[ImageBoxes], num_classes: int) -> list[Ranked]:
-    """Match again with SIZE_RANGES in place of COCO's small, medium and large; one Ranked per class."""
+def mark_by_size(images: Sequence[ImageBoxes]) -> list[np.ndarray]:
+    """Match again with SIZE_RANGES in place of COCO's small, medium and large; marks for Ranked.of()."""
     marks: list[np.ndarray] = []
     for first in range(0, len(images), CHUNK):
         part = images[first : first + CHUNK]
         ends = np.cumsum([len(image.scores) for image in part])[:-1]
         marks += np.split(mark(part, overlapping(part), SIZE_RANGES), ends, axis=2)
-    return [Ranked.of(images, marks, label, SIZE_RANGES) for label in range(num_classes)]
+    return marks
 
 
 def by_size(ranked: Ranked, threshold: float) -> list[dict[str, Any]]:
-    """One row per size bin; `ranked` comes from rank_by_size(). Detections of other sizes only count as hits."""
+    """One row per size bin; `ranked` comes from mark_by_size(). Detections of other sizes only count as hits."""
     return [{"bin": name, **summary(ranked, a, threshold)} for a, name in enumerate(SIZE_NAMES)]
 
 

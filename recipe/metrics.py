@@ -11,7 +11,7 @@ stay in memory. The numbers equal pycocotools' (tests/test_metrics.py); `python 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,9 +116,11 @@ class DetectionMetrics:
             raise UserError("no image was evaluated: the split is empty; name another with --split or --data.")
         return [self._images[image_id] for image_id in sorted(self._images)]
 
-    def _ranked(self, images: list[ImageBoxes]) -> list[Ranked]:
+    def _ranked(self, images: list[ImageBoxes]) -> Iterator[tuple[int, str, Ranked]]:
+        """Label, name and detections of each class, one class in memory at a time."""
         marks = [image.marks for image in images]
-        return [Ranked.of(images, marks, label, RANGES) for label in range(len(self.class_names))]
+        for label, name in enumerate(self.class_names):
+            yield label, name, Ranked.of(images, marks, label, RANGES)
 
     def compute(self) -> dict[str, float]:
         """All numbers; higher is better except for mr2; -1 where there is nothing to find, as in COCO.
@@ -128,19 +130,20 @@ class DetectionMetrics:
         ji_<class> are the CrowdHuman benchmark's (recipe/crowd.py). Raises UserError when no image was seen.
         """
         images = self._in_order()
-        ranked = self._ranked(images)
-        classes = [_coco_numbers(own) for own in ranked]
-        out = {}
-        for key in classes[0]:
-            defined = [numbers[key] for numbers in classes if numbers[key] >= 0]
-            out[key] = float(np.mean(defined)) if defined else -1.0
-        for c, (name, own, numbers) in enumerate(zip(self.class_names, ranked, classes, strict=True)):
+        numbers: list[dict[str, float]] = []
+        by_class = {}
+        for label, name, own in self._ranked(images):
+            numbers.append(_coco_numbers(own))
             targets = int(own.positives[0])
-            out[f"map_{name}"], out[f"mar_100_{name}"] = numbers["map"], numbers["mar_100"]
-            out[f"mr2_{name}"] = log_average_miss_rate(*own.lane(*CALTECH), targets, len(images))
-            ratios = np.array([image.jaccard[c] for image in images])  # [I, 10]
-            out[f"ji_{name}"] = best_jaccard(ratios) if targets else -1.0
-        return out
+            ratios = np.array([image.jaccard[label] for image in images])  # [I, 10]
+            by_class[f"map_{name}"], by_class[f"mar_100_{name}"] = numbers[-1]["map"], numbers[-1]["mar_100"]
+            by_class[f"mr2_{name}"] = log_average_miss_rate(*own.lane(*CALTECH), targets, len(images))
+            by_class[f"ji_{name}"] = best_jaccard(ratios) if targets else -1.0
+        out = {}
+        for key in numbers[0]:
+            defined = [own[key] for own in numbers if own[key] >= 0]
+            out[key] = float(np.mean(defined)) if defined else -1.0
+        return out | by_class
 
     def details(self) -> dict[str, Any]:
         """What the report draws, ready for JSON; a missing value is None (AP and recall without targets: -1).
@@ -153,27 +156,27 @@ class DetectionMetrics:
         worst_images [{image_id, boxes, hits, misses, duplicates, false_positives}], most misses first.
         """
         images = self._in_order()
-        ranked = dict(zip(self.class_names, self._ranked(images), strict=True))
-        sized = breakdown.rank_by_size(images, len(ranked))
-        points = {name: breakdown.operating_points(own) for name, own in ranked.items()}
-        limits = {name: (point["best_f1"] or {"threshold": 0.5})["threshold"] for name, point in points.items()}
+        size_marks = breakdown.mark_by_size(images)
         found: dict[str, Any] = {
             "images": len(images),
-            "operating_points": points,
-            "thresholds": limits,
             "recall_ceiling": breakdown.recall_ceiling(images, self.num_queries),
         }
-        found["errors"], found["worst_images"] = breakdown.count_errors(images, limits)
-        for label, (name, own) in enumerate(ranked.items()):
+        for label, name, own in self._ranked(images):
+            points = breakdown.operating_points(own)
+            limit = (points["best_f1"] or {"threshold": 0.5})["threshold"]
+            sized = Ranked.of(images, size_marks, label, breakdown.SIZE_RANGES)
             by_class = {
+                "operating_points": points,
+                "thresholds": limit,
                 "boxes": int(own.positives[0]),
                 "pr_curves": {"0.5": breakdown.precision_recall(own, 0), "0.75": breakdown.precision_recall(own, 5)},
                 "threshold_curves": breakdown.threshold_curve(own),
-                "by_size": breakdown.by_size(sized[label], limits[name]),
-                "by_density": breakdown.by_density(own, images, label, limits[name]),
+                "by_size": breakdown.by_size(sized, limit),
+                "by_density": breakdown.by_density(own, images, label, limit),
             }
             for key, value in by_class.items():
                 found.setdefault(key, {})[name] = value
+        found["errors"], found["worst_images"] = breakdown.count_errors(images, found["thresholds"])
         return found
 
 
