@@ -64,9 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="validation", choices=("train", "validation"))
     evaluate.add_argument("--out", type=Path, help="folder for the report; default CHECKPOINT/evaluation-SPLIT")
     evaluate.add_argument("--revision", help="branch, tag (epoch-03) or commit of a Hub repo")
-    evaluate.add_argument("--batch_size", type=int, default=4)
+    evaluate.add_argument("--batch_size", type=_count, default=4)
     evaluate.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
-    evaluate.add_argument("--limit", type=int, help="only the first so many images")
+    evaluate.add_argument("--limit", type=_count, help="only the first so many images")
     evaluate.add_argument("--compare", type=Path, help="an earlier metrics.json to stand beside")
     evaluate.set_defaults(run="recipe.evaluate:evaluate")
 
@@ -99,6 +99,12 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--pace", action="store_true", help="measure the training step on this GPU")
     doctor.set_defaults(run="recipe.doctor:doctor")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def _score(text: str) -> float:

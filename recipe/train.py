@@ -145,6 +145,9 @@ def judge(values: Namespace, parser: ArgumentParser) -> None:
             raise UserError(f"--{name} {value}: not in this recipe, leave it out; {instead}")
     if values.save_strategy == "best":
         raise UserError("--save_strategy best: a stopped run would fall back to its best epoch; give epoch or steps")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(values, name) < 1:
+            raise UserError(f"--{name} {getattr(values, name)}: must be 1 or more")
     metric = values.metric_for_best_model.removeprefix("eval_")
     if metric not in METRICS.split():
         allowed = ", ".join(f"eval_{name}" for name in METRICS.split())

@@ -28,7 +28,6 @@ from recipe.config import Config
 from recipe.data import CrowdDataset
 from recipe.metrics import DetectionMetrics
 from recipe.run import read_record
-from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from recipe.hub import RunRepo
@@ -64,9 +63,6 @@ class CrowdTrainer(Trainer):
         self.backbone_shard = Path(args.output_dir) / SHARDS[True]  # written once, hard-linked into every checkpoint
         self._limit = args.save_total_limit
         args._n_gpu = min(args.n_gpu, 1)  # else Trainer wraps the model in DataParallel, which scatters labels wrongly
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(args, name) < 1:
-                raise UserError(f"--{name} (evaluate: --batch_size) {getattr(args, name)}: must be 1 or more")
         # Image id -> its place in the validation dataset.
         self.rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
         self._shown_ids = set(list(self.rows)[: config.shown_images])

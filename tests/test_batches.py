@@ -154,9 +154,10 @@ def test_the_epoch_reaches_the_sampler_through_every_wrapper_of_accelerate():
 
 
 @pytest.mark.parametrize("flag", ["--per_device_train_batch_size", "--per_device_eval_batch_size"])
-def test_a_batch_of_no_images_is_refused(flag, tiny_flags, tmp_path, capsys):
+def test_a_batch_of_no_images_is_refused_before_anything_is_loaded(flag, tiny_flags, tmp_path, capsys):
     assert main(["train", *tiny_flags, flag, "0", "--output_dir", str(tmp_path / "run")]) == 2
-    assert f"error: {flag} (evaluate: --batch_size) 0: must be 1 or more" in capsys.readouterr().err
+    assert f"error: {flag} 0: must be 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("workers", [2, 4])

@@ -79,10 +79,11 @@ def test_several_gpus_are_no_reason_for_dataparallel(checkpoint, packed, tmp_pat
     assert main(["evaluate", str(checkpoint), "--data", str(packed), "--out", str(tmp_path), "--workers", "0"]) == 0
 
 
-def test_no_batch_is_of_nothing(checkpoint, packed, tmp_path, capsys):
-    flags = ["--data", str(packed), "--out", str(tmp_path), "--batch_size", "0"]
-    assert main(["evaluate", str(checkpoint), *flags]) == 2
-    assert "--batch_size) 0: must be 1 or more" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--batch_size", "--limit"])
+def test_no_batch_is_of_nothing(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "outputs/run", "--data", "packed", flag, "0"])
+    assert f"argument {flag}: '0' is not a whole number from 1" in capsys.readouterr().err
 
 
 def test_the_metrics_see_which_boxes_are_crowd_regions(checkpoint, tmp_path, monkeypatch):
