@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "--verify",
         choices=("full", "header"),
         default="full",
-        help="full: decode every image; header: twice as fast, misses truncated and overwritten pixels (full)",
+        help="full: decode every image; header: three times as fast, misses truncated and overwritten pixels (full)",
     )
     pack.add_argument("--shard-size", type=size, default=256 * 10**6, metavar="256MB", help="image bytes per shard")
     pack.add_argument(
