@@ -465,7 +465,6 @@ def test_a_hub_that_was_away_at_the_start_is_not_taken_back_either(lost, tmp_pat
     folder, before = make_run(tmp_path / "run", epochs=1), titles(lost)
     lost.stop()
     monkeypatch.setattr("recipe.access.PATIENCE", 1.0)
-    monkeypatch.setattr("recipe.hub.PATIENCE", 1.0)
     repo = opened(folder)
     lost.start()
     assert repo.push(folder) == []
