@@ -6,7 +6,6 @@ python jobs/launch.py --flavor a10g-large --dry-run -- --data USER/CROWD
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.config import PILOT_CPU, Config
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo
     from transformers import TrainingArguments
 
-REPO = r"[\w.-]+/[\w.-]+"
 READY = {"RUNNING", "SLEEPING", "PAUSED"}  # a Space in one of these stages has a built image
 BUILDING = {"BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING"}
 
@@ -29,9 +27,11 @@ def dataset(api: HfApi, config: Config) -> dict[str, int]:
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    from recipe.access import is_repo_id
+
     assert config.data is not None
     publish = "publish it with `python -m data_prep pack YOLO_DIR --out DIR --repo-id USER/NAME`"
-    if not re.fullmatch(REPO, config.data) or Path(config.data).exists():
+    if not is_repo_id(config.data):
         raise UserError(f"--data {config.data}: a job sees no folder of this machine; {publish}")
     try:
         info = api.dataset_info(config.data, revision=config.data_revision)
@@ -54,11 +54,11 @@ def pretrained(flag: str, repo_id: str) -> str:
     Raises:
         UserError: it cannot.
     """
-    from recipe.access import check_read_access
+    from recipe.access import check_read_access, is_repo_id
 
     if repo_id in ("tiny", "none"):
         return f"{flag} {repo_id}: nothing to fetch"
-    if not re.fullmatch(REPO, repo_id) or Path(repo_id).exists():
+    if not is_repo_id(repo_id):
         raise UserError(f"--{flag} {repo_id}: a job sees no folder of this machine; give the id of a Hub repo")
     return check_read_access(repo_id)
 
@@ -97,7 +97,7 @@ def image(api: HfApi, name: str) -> tuple[bool | None, str]:
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    space = re.fullmatch(rf"(?:https://)?(?:hf\.co|huggingface\.co)/spaces/({REPO})", name)
+    space = re.fullmatch(r"(?:https://)?(?:hf\.co|huggingface\.co)/spaces/(.+)", name)
     if space is None:
         return registry(name)
     publish = f"`python jobs/publish_image.py {space[1]}`"

@@ -12,12 +12,13 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from recipe.schema import UserError
 
@@ -106,6 +107,14 @@ def asked_pause(error: BaseException) -> float:
 def in_a_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` may be a USER/NAME of the Hub; a file or folder of this machine is none."""
+    with contextlib.suppress(ValueError):
+        validate_repo_id(name)
+        return "/" in name and not Path(name).exists()
+    return False
 
 
 def check_write_access(name: str, kind: str = "model", token: str | None = None) -> str:

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
-from recipe.access import check_write_access, retry
+from recipe.access import check_write_access, is_repo_id, retry
 from recipe.backlog import PUSHED, backlog
 from recipe.checkpoint import SHARDS
 from recipe.cli import main
@@ -302,6 +302,14 @@ def test_the_tokens_rights_are_looked_at_first(hub, monkeypatch, tmp_path, token
     else:
         with pytest.raises(UserError, match=says):
             check_write_access(name)
+
+
+def test_what_names_a_folder_or_no_repo_is_told_from_user_and_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alice" / "here").mkdir(parents=True)
+    others = ["crowd", "./alice/crowd", "/data/crowd", "../crowd", "alice/crowd/data", "alice/c d", "alice/here"]
+    assert is_repo_id("alice/Crowd_2.1-x")
+    assert [name for name in others if is_repo_id(name)] == []
 
 
 def test_a_private_repo_of_somebody_else_in_ones_organisation_is_found_unwritable(hub):
