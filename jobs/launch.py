@@ -87,7 +87,7 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     if token is None:
         raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
     target = check_hub(api, options, config, args)
-    plan = schedule(options, config, args.num_train_epochs, target)
+    plan = schedule(options, config, args, target)
     order = make_order(options, training, token, target, plan)
     if options.dry_run:
         from huggingface_hub._jobs_api import _create_job_spec  # by which `run_job` makes what it sends

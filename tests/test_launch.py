@@ -376,7 +376,7 @@ def test_what_only_the_gpu_of_the_job_can_say_is_not_refused_here(hub, capsys):
 
 def test_a_timeout_that_cannot_hold_one_epoch_is_refused(hub, capsys):
     said = refused(hub, capsys, "--pace", "1", "--timeout", "1h")
-    assert "--timeout 1h cannot hold one epoch, which takes 1.1 h" in said
+    assert "--timeout 1h cannot hold the first epoch, which takes 1.1 h" in said
     least = said.split()[-1]
     assert start("--pace", "1", "--timeout", least, "--dry-run") == 0
 
@@ -386,6 +386,15 @@ def test_the_timeout_follows_from_the_pace_and_so_do_the_costs(hub, capsys):
     said = capsys.readouterr()
     assert "4.4 h, $6.60, for 4 epochs at 1.00 images/s" in said.err
     assert 4.4 < json.loads(said.out)["timeoutSeconds"] / 3600 <= 7
+
+
+@pytest.mark.parametrize(("steps", "words"), [(45, "0.1 h, $0.17, for 0.1 epochs"), (1800, "4.4 h, $6.60, for 4 ep")])
+def test_max_steps_counts_in_place_of_the_epochs(hub, capsys, steps, words):
+    """450 steps of 8 images are an epoch. transformers trains for max_steps, also beyond num_train_epochs."""
+    train = [*TRAIN, "--num_train_epochs", "2", "--max_steps", str(steps)]
+    assert start("--pace", "1", "--timeout", "8h", "--dry-run", train=train) == 0
+    assert words in capsys.readouterr().err
+    assert start("--pace", "1", "--timeout", "1h", "--dry-run", train=train) == (0 if steps == 45 else 2)
 
 
 def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp_path):
