@@ -137,7 +137,7 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: Tra
         space = full_id(space, user)
     say(f"dashboard  {check_write_access(space, 'space') if space else server or 'none'}")
     image = options.image or f"hf.co/spaces/{namespace}/recipe"
-    known, words = patiently("looking at the image", lambda: preflight.image(api, image))
+    known, words = patiently("looking at the image", lambda: preflight.image(api, image, args))
     say(f"image      {words}" if known else f"note: image {words}")
     return Target(namespace, image, model, space, server, write_token, machine, images, record)
 

@@ -6,6 +6,7 @@ python jobs/launch.py --flavor a10g-large --dry-run -- --data USER/CROWD
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.config import PILOT_CPU, Config
@@ -89,7 +90,7 @@ def earlier_run(
     return repo.record
 
 
-def image(api: HfApi, name: str) -> tuple[bool | None, str]:
+def image(api: HfApi, name: str, args: TrainingArguments) -> tuple[bool | None, str]:
     """Whether HF Jobs can start the image (None: it cannot be told from here), and why.
 
     Raises:
@@ -111,6 +112,13 @@ def image(api: HfApi, name: str) -> tuple[bool | None, str]:
         raise UserError(f"--image {name}: still builds; {publish} waits for it")
     if stage not in READY:
         raise UserError(f"--image {name}: its build ended as {stage}; {publish} shows why")
+    if args.torch_compile:
+        dockerfile = Path(api.hf_hub_download(space[1], "Dockerfile", repo_type="space")).read_text()
+        if re.search(r"^ARG BASE=.*slim", dockerfile, re.MULTILINE):
+            raise UserError(
+                f"--torch_compile true: needs a C compiler, and {name} is built on a slim base, which has none; leave "
+                f"the flag out, or write `ARG BASE=python:3.11` into the Dockerfile and publish it by {publish}"
+            )
     return True, f"{name} is built"
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -356,6 +357,19 @@ def test_an_image_that_was_not_built_is_refused(hub, capsys):
     assert "no such Space" in refused(hub, capsys, "--image", "hf.co/spaces/alice/nothing")
     break_build(hub, "alice/recipe", "no space left")
     assert "its build ended as BUILD_ERROR" in refused(hub, capsys)
+
+
+@pytest.mark.parametrize("base", ["python:3.11-slim", "python:3.11"])
+def test_torch_compile_is_refused_where_the_image_has_no_c_compiler(hub, capsys, base):
+    dockerfile = (Path(__file__).parent.parent / "Dockerfile").read_text()
+    assert "\nARG BASE=python:3.11-slim\n" in dockerfile
+    commit(hub.api("hf_alice"), "alice/recipe", {"Dockerfile": dockerfile.replace("python:3.11-slim", base)}, "space")
+    train = [*TRAIN, "--torch_compile", "true"]
+    if base == "python:3.11":
+        assert start("--dry-run", train=train) == 0
+    else:
+        assert "needs a C compiler, and hf.co/spaces/alice/recipe is" in refused(hub, capsys, train=train)
+        assert start("--dry-run") == 0
 
 
 def test_a_wrong_training_flag_is_refused_before_the_hub_is_asked(hub, capsys):
