@@ -187,7 +187,7 @@ def run(api: HfApi, options: argparse.Namespace, order: dict[str, Any], target: 
     while True:
         before = head(api, target.model)
         job = submit(api, target.namespace, order)
-        announce(job, target, sys.argv)
+        announce(job, target)
         if options.detach:
             return 0
         try:
@@ -212,7 +212,7 @@ def head(api: HfApi, model: str) -> str | None:
     return patiently(f"looking at {model}", lambda: api.model_info(model).sha if api.repo_exists(model) else None)
 
 
-def announce(job: JobInfo, target: Target, argv: Sequence[str]) -> None:
+def announce(job: JobInfo, target: Target) -> None:
     """Where the job is to be seen, and how it is watched, stopped and gone on with."""
     name = f"{job.owner.name}/{job.id}"
     say(f"job        {job.id}")
@@ -222,7 +222,7 @@ def announce(job: JobInfo, target: Target, argv: Sequence[str]) -> None:
     say(f"model      {job.endpoint}/{target.model}")
     say(f"watch      hf jobs logs --follow {name}")
     say(f"cancel     hf jobs cancel {name}")
-    say(f"resume     python {shlex.join(argv)}")
+    say(f"resume     python {shlex.join(sys.argv)}")
 
 
 def status(namespace: str | None) -> int:

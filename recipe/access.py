@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils import get_session, validate_repo_id
+from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id
 
 from recipe.schema import UserError
 
@@ -98,9 +97,9 @@ def asked_pause(error: BaseException) -> float:
     for cause in causes(error):
         if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
             headers = cause.response.headers
-            window = re.search(r"\bt=(\d+)", headers.get("RateLimit", "") if cause.response.status_code == 429 else "")
+            limit = parse_ratelimit_headers(headers) if cause.response.status_code == 429 else None
             after = headers.get("Retry-After", "")
-            return max(float(after) if after.isdecimal() else 0.0, float(window[1]) if window else 0.0)
+            return max(float(after) if after.isdecimal() else 0.0, limit.reset_in_seconds if limit else 0.0)
     return 0.0
 
 

@@ -24,16 +24,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
 from recipe.access import HubAway, check_write_access, in_a_line, plainly, retry
-from recipe.backlog import (
-    PUSHED,
-    backlog,
-    is_finished,
-    mark,
-    model_files,
-    report_files,
-    tag_of,
-    unpushed,
-)
+from recipe.backlog import PUSHED, backlog, mark, model_files, report_files, tag_of, unpushed
 from recipe.checkpoint import SHARDS, link
 from recipe.commits import Tree, addition, head, is_there, send_files, tree
 from recipe.run import RUN_FILE, check_same, is_whole, last_checkpoint, read_record, step_of
@@ -243,7 +234,8 @@ def push(options: argparse.Namespace) -> int:
     repo = open_run(name, folder, "auto", private=record["training"]["hub_private_repo"] is not False)
     if repo.record is not None:
         check_same(repo.record["identity"], record["identity"], f"--hub_model_id {repo.repo_id}")
-    return report_unpushed(repo.push(folder, final=is_finished(folder)), folder)
+    finished = (folder / "report" / "report.md").exists()  # then the best model lies at the root of the run
+    return report_unpushed(repo.push(folder, final=finished), folder)
 
 
 def report_unpushed(left: list[str], folder: Path) -> int:

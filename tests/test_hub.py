@@ -40,11 +40,7 @@ STEPS = 4  # per epoch
 def hub(tmp_path, monkeypatch):
     """A Hub that the clients in this process use, with alice's token."""
     with LoopbackHub(tmp_path / "hub", USERS) as hub:
-        hub.api("hf_alice")  # switches the client's offline mode off
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        hub.serve(monkeypatch, "hf_alice")
         monkeypatch.setattr("recipe.access.PATIENCE", 20.0)
         yield hub
 

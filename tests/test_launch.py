@@ -72,14 +72,10 @@ def hub(tmp_path, stand_in, monkeypatch):
     """A Hub with a dataset and a built image, and this process as a client of alice's."""
     path = os.pathsep.join((str(tmp_path / "bin"), os.environ["PATH"]))
     with LoopbackHub(tmp_path / "hub", USERS, build_seconds=0, job_env={"PATH": path}) as hub:
-        api = hub.api("hf_alice")
+        api = hub.serve(monkeypatch, "hf_alice")
         commit(api, "alice/crowd", DATA, "dataset")
         commit(api, "alice/recipe", SPACE, "space")
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
         for name in ("TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_WRITE_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         yield hub
