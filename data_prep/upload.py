@@ -7,10 +7,9 @@ import json
 import time
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import HfApi
 
-from recipe.access import check_write_access, in_a_line, retry
+from recipe.access import check_write_access, plainly, retry
 from recipe.commits import head, send_files
 from recipe.schema import UserError
 
@@ -34,7 +33,7 @@ def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
     api, deadline = HfApi(), time.monotonic() + PATIENCE
     manifest = json.loads((out / "manifest.json").read_text())
     names = [f"data/{file['name']}" for split in manifest["splits"].values() for file in split["files"]]
-    try:
+    with plainly(f"--repo-id {repo_id}: not sent, the same command goes on where it stopped"):
         create = functools.partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
         repo_id = retry(f"creating {repo_id}", create, deadline).repo_id
         _, there = retry(f"reading {repo_id}", lambda: head(api, repo_id, "dataset"), deadline)
@@ -43,7 +42,3 @@ def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
         stale = [name for name in there if name.startswith("data/") and name not in names]
         files = {name: out / name for name in [*names, "README.md", "manifest.json"]}
         return send_files(api, repo_id, files, "Packed dataset", deadline, kind="dataset", delete=stale)
-    except (OSError, RuntimeError, httpx2.HTTPError) as error:
-        raise UserError(
-            f"--repo-id {repo_id}: {in_a_line(error)}; the same command goes on where it stopped"
-        ) from error

@@ -95,14 +95,10 @@ def patiently(what: str, call: Callable[[], Result]) -> Result:
     Raises:
         UserError: none succeeded within `PATIENCE` seconds.
     """
-    from recipe.access import in_a_line, retry
+    from recipe.access import plainly, retry
 
-    try:
+    with plainly(what):
         return retry(what, call, time.monotonic() + PATIENCE)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{what}: {in_a_line(error)}") from error
 
 
 def exit_code(job: JobInfo) -> int:

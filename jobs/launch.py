@@ -87,7 +87,7 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     if token is None:
         raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
     target = check_hub(api, options, config, args)
-    plan = schedule(options, config, args.num_train_epochs, target)
+    plan = schedule(options, config, args, target)
     order = make_order(options, training, token, target, plan)
     if options.dry_run:
         from huggingface_hub._jobs_api import _create_job_spec  # by which `run_job` makes what it sends
@@ -137,7 +137,7 @@ def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: Tra
         space = full_id(space, user)
     say(f"dashboard  {check_write_access(space, 'space') if space else server or 'none'}")
     image = options.image or f"hf.co/spaces/{namespace}/recipe"
-    known, words = patiently("looking at the image", lambda: preflight.image(api, image))
+    known, words = patiently("looking at the image", lambda: preflight.image(api, image, args))
     say(f"image      {words}" if known else f"note: image {words}")
     return Target(namespace, image, model, space, server, write_token, machine, images, record)
 
@@ -187,7 +187,7 @@ def run(api: HfApi, options: argparse.Namespace, order: dict[str, Any], target: 
     while True:
         before = head(api, target.model)
         job = submit(api, target.namespace, order)
-        announce(job, target, sys.argv)
+        announce(job, target)
         if options.detach:
             return 0
         try:
@@ -212,7 +212,7 @@ def head(api: HfApi, model: str) -> str | None:
     return patiently(f"looking at {model}", lambda: api.model_info(model).sha if api.repo_exists(model) else None)
 
 
-def announce(job: JobInfo, target: Target, argv: Sequence[str]) -> None:
+def announce(job: JobInfo, target: Target) -> None:
     """Where the job is to be seen, and how it is watched, stopped and gone on with."""
     name = f"{job.owner.name}/{job.id}"
     say(f"job        {job.id}")
@@ -222,7 +222,7 @@ def announce(job: JobInfo, target: Target, argv: Sequence[str]) -> None:
     say(f"model      {job.endpoint}/{target.model}")
     say(f"watch      hf jobs logs --follow {name}")
     say(f"cancel     hf jobs cancel {name}")
-    say(f"resume     python {shlex.join(argv)}")
+    say(f"resume     python {shlex.join(sys.argv)}")
 
 
 def status(namespace: str | None) -> int:

@@ -1,6 +1,6 @@
 """What a job takes: hours, dollars, and a timeout that holds them.
 
-plan = schedule(config, epochs, target, timeout=12.0)
+plan = schedule(options, config, args, target)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import JobHardwareInfo
+    from transformers import TrainingArguments
 
 DEFAULT_HOURS = 12.0  # the job's timeout where no pace is known; the Hub's own default is 30 minutes
 START_HOURS = 1 / 3  # to fetch image, data and backbone, and to push at the end
@@ -48,13 +49,13 @@ class Plan:
     max_hours: float  # of training: at its end the recipe stops by itself, before the Hub kills it
 
 
-def schedule(options: argparse.Namespace, config: Config, epochs: float, target: Target) -> Plan:
+def schedule(options: argparse.Namespace, config: Config, args: TrainingArguments, target: Target) -> Plan:
     """The expected hours and costs, and a timeout above them.
 
     Raises:
-        UserError: the timeout cannot hold one epoch.
+        UserError: the timeout cannot hold the first epoch.
     """
-    pace = find_pace(options, config, epochs, target)
+    pace = find_pace(options, config, args, target)
     evaluation = pace.hours_of_evaluation if pace else 0.0
     timeout = options.timeout or (math.ceil(pace.hours * 1.15 + START_HOURS + evaluation) if pace else DEFAULT_HOURS)
     # At the deadline the epoch's evaluation may still have to run. Without a pace: a sixth of the time for it.
@@ -67,13 +68,14 @@ def schedule(options: argparse.Namespace, config: Config, epochs: float, target:
         )
     else:
         say(
-            f"time       {pace.hours:.1f} h, ${pace.hours * price:.2f}, for {epochs:g} epochs at "
+            f"time       {pace.hours:.1f} h, ${pace.hours * price:.2f}, for {pace.epochs:.4g} epochs at "
             f"{pace.images_per_second:.2f} images/s"
         )
-        if plan.max_hours < pace.hours_per_epoch:
-            least = math.ceil(pace.hours_per_epoch + START_HOURS + evaluation)
+        first = min(pace.hours_per_epoch, pace.hours)  # a run may be shorter than an epoch
+        if plan.max_hours < first:
+            least = math.ceil(first + START_HOURS + evaluation)
             raise UserError(
-                f"--timeout {timeout:g}h cannot hold one epoch, which takes {pace.hours_per_epoch:.1f} h on "
+                f"--timeout {timeout:g}h cannot hold the first epoch, which takes {first:.1f} h on "
                 f"{target.machine.name} besides the start and the end of the job: give --timeout {least}h"
             )
         if plan.max_hours < pace.hours and not options.until_done:
@@ -82,7 +84,7 @@ def schedule(options: argparse.Namespace, config: Config, epochs: float, target:
     return plan
 
 
-def find_pace(options: argparse.Namespace, config: Config, epochs: float, target: Target) -> Pace | None:
+def find_pace(options: argparse.Namespace, config: Config, args: TrainingArguments, target: Target) -> Pace | None:
     """Images per second on the flavor: as given, or measured by a run here or on the Hub and carried over."""
     limits = {"train": config.max_train_images, "validation": config.max_val_images}
     images = [min(target.images.get(split, 0), limit or sys.maxsize) for split, limit in limits.items()]
@@ -90,6 +92,10 @@ def find_pace(options: argparse.Namespace, config: Config, epochs: float, target
     gpu = f"{card.quantity} x {card.model}" if card else "CPU"
     if not images[0]:
         return None
+    epochs = args.num_train_epochs
+    if args.max_steps > 0:  # for transformers it overrides the epochs, be it fewer or more
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * int(card.quantity if card else 1)
+        epochs = args.max_steps / math.ceil(images[0] / step)
     work = Pace(options.pace or 1.0, gpu, images[0], images[1], epochs)
     if options.pace:
         return work

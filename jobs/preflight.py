@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo
     from transformers import TrainingArguments
 
-REPO = r"[\w.-]+/[\w.-]+"
 READY = {"RUNNING", "SLEEPING", "PAUSED"}  # a Space in one of these stages has a built image
 BUILDING = {"BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING"}
 
@@ -29,9 +28,11 @@ def dataset(api: HfApi, config: Config) -> dict[str, int]:
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    from recipe.access import is_repo_id
+
     assert config.data is not None
     publish = "publish it with `python -m data_prep pack YOLO_DIR --out DIR --repo-id USER/NAME`"
-    if not re.fullmatch(REPO, config.data) or Path(config.data).exists():
+    if not is_repo_id(config.data):
         raise UserError(f"--data {config.data}: a job sees no folder of this machine; {publish}")
     try:
         info = api.dataset_info(config.data, revision=config.data_revision)
@@ -54,11 +55,11 @@ def pretrained(flag: str, repo_id: str) -> str:
     Raises:
         UserError: it cannot.
     """
-    from recipe.access import check_read_access
+    from recipe.access import check_read_access, is_repo_id
 
     if repo_id in ("tiny", "none"):
         return f"{flag} {repo_id}: nothing to fetch"
-    if not re.fullmatch(REPO, repo_id) or Path(repo_id).exists():
+    if not is_repo_id(repo_id):
         raise UserError(f"--{flag} {repo_id}: a job sees no folder of this machine; give the id of a Hub repo")
     return check_read_access(repo_id)
 
@@ -89,7 +90,7 @@ def earlier_run(
     return repo.record
 
 
-def image(api: HfApi, name: str) -> tuple[bool | None, str]:
+def image(api: HfApi, name: str, args: TrainingArguments) -> tuple[bool | None, str]:
     """Whether HF Jobs can start the image (None: it cannot be told from here), and why.
 
     Raises:
@@ -97,7 +98,7 @@ def image(api: HfApi, name: str) -> tuple[bool | None, str]:
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    space = re.fullmatch(rf"(?:https://)?(?:hf\.co|huggingface\.co)/spaces/({REPO})", name)
+    space = re.fullmatch(r"(?:https://)?(?:hf\.co|huggingface\.co)/spaces/(.+)", name)
     if space is None:
         return registry(name)
     publish = f"`python jobs/publish_image.py {space[1]}`"
@@ -111,6 +112,13 @@ def image(api: HfApi, name: str) -> tuple[bool | None, str]:
         raise UserError(f"--image {name}: still builds; {publish} waits for it")
     if stage not in READY:
         raise UserError(f"--image {name}: its build ended as {stage}; {publish} shows why")
+    if args.torch_compile:
+        dockerfile = Path(api.hf_hub_download(space[1], "Dockerfile", repo_type="space")).read_text()
+        if re.search(r"^ARG BASE=.*slim", dockerfile, re.MULTILINE):
+            raise UserError(
+                f"--torch_compile true: needs a C compiler, and {name} is built on a slim base, which has none; leave "
+                f"the flag out, or write `ARG BASE=python:3.11` into the Dockerfile and publish it by {publish}"
+            )
     return True, f"{name} is built"
 
 

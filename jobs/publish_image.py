@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.job import patiently, say
+from jobs.job import PATIENCE, patiently, say
 from jobs.preflight import BUILDING, READY
 from recipe.schema import UserError
 from recipe.version import commit, lock
@@ -41,19 +42,13 @@ CMD ["python", "-m", "http.server", "7860", "--directory", "/outputs"]
 POLL, GRACE = 5.0, 60.0  # seconds between questions; until a build must have begun after a commit
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Upload and wait. Returns 0 when the image is built, 1 when the build failed, 2 for a mistake of the user's."""
     parser = argparse.ArgumentParser(prog="python jobs/publish_image.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("space", help="USER/NAME of the Space; made if it is not there")
     parser.add_argument("--public", action="store_true", help="let everybody see and use it; default: private")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Upload and wait. Returns 0 when the image is built, 1 when the build failed, 2 for a mistake of the user's."""
-    options = build_parser().parse_args(argv)
     try:
-        return publish(options)
+        return publish(parser.parse_args(argv))
     except UserError as error:
         say(f"error: {error}")
         return 2
@@ -105,38 +100,32 @@ def create(api: HfApi, space: str, *, private: bool) -> str:
     return patiently(f"creating {space}", ask)
 
 
-def contents() -> dict[str, bytes]:
-    """The files of the Space, by their path in it."""
-    found = {name: (ROOT / name).read_bytes() for name in FILES}
-    for room in ROOMS:
-        found |= {str(path.relative_to(ROOT)): path.read_bytes() for path in sorted((ROOT / room).glob("*.py"))}
+def contents(folder: Path) -> dict[str, Path]:
+    """The files of the Space, by their path in it; the two that are others than here are written into `folder`."""
+    modules = (path for room in ROOMS for path in sorted((ROOT / room).glob("*.py")))
+    found = {str(path.relative_to(ROOT)): path for path in (*(ROOT / name for name in FILES), *modules)}
     # The Hub gives its builds no arguments, so these two become the defaults.
     dockerfile = (ROOT / "Dockerfile").read_text()
     for name, value in (("COMMIT", commit()), ("LOCK", lock())):
         assert f"ARG {name}=unknown" in dockerfile, name
         dockerfile = dockerfile.replace(f"ARG {name}=unknown", f"ARG {name}={value}")
-    found["Dockerfile"] = (dockerfile + ANSWER).encode()
-    found["README.md"] = (HEADER + (ROOT / "README.md").read_text()).encode()
-    return found
+    (folder / "Dockerfile").write_text(dockerfile + ANSWER)
+    (folder / "README.md").write_text(HEADER + (ROOT / "README.md").read_text())
+    return found | {path.name: path for path in folder.iterdir()}
 
 
 def upload(api: HfApi, space: str) -> bool:
     """Make the Space hold these files and no others, in one commit. Returns whether anything changed."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from recipe.access import plainly, retry
+    from recipe.commits import head, send_files
 
-    files = contents()
-
-    def send() -> bool:
-        head = api.space_info(space).sha
-        there = set(api.list_repo_files(space, repo_type="space", revision=head))
-        gone = [CommitOperationDelete(name) for name in sorted(there - files.keys() - {".gitattributes"})]
-        added = [CommitOperationAdd(name, content) for name, content in files.items()]
-        info = api.create_commit(
-            space, [*added, *gone], commit_message=f"recipe {commit()[:7]}", repo_type="space", parent_commit=head
-        )
-        return info.oid != head
-
-    return patiently(f"sending the build to {space}", send)
+    title, deadline = f"recipe {commit()[:7]}", time.monotonic() + PATIENCE
+    with tempfile.TemporaryDirectory() as folder:
+        files = contents(Path(folder))
+        with plainly(f"sending the build to {space}"):
+            before, there = retry(f"reading {space}", lambda: head(api, space, "space"), deadline)
+            stale = there.keys() - files.keys() - {".gitattributes"}
+            return send_files(api, space, files, title, deadline, kind="space", delete=stale) != before
 
 
 def wait(api: HfApi, space: str, grace: float) -> str:

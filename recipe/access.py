@@ -6,17 +6,18 @@ retry("the push", lambda: api.create_commit(...), time.monotonic() + 600)
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id
 
 from recipe.schema import UserError
 
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 TRANSIENT = {408, 412, 425, 429, 500, 502, 503, 504}  # 412: somebody else committed in between, so look again
 TIMEOUT = httpx2.Timeout(120, connect=20)  # the client's default is none: a silent server would hold it for ever
-PATIENCE = 180.0  # seconds for each question at the start
+PATIENCE = 180.0  # seconds for each question, where nothing else is said
 FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
 Result = TypeVar("Result")
 
@@ -33,12 +34,12 @@ class HubAway(UserError):
     """The Hub did not answer, or only with errors of its own, for as long as we were ready to wait."""
 
 
-def retry(what: str, call: Callable[[], Result], deadline: float) -> Result:
-    """`call()`, and again after each passing failure, until time.monotonic() reaches `deadline`.
+def retry(what: str, call: Callable[[], Result], deadline: float | None = None) -> Result:
+    """`call()`, and again after each passing failure, until time.monotonic() reaches `deadline`; default: `PATIENCE`.
 
     The pauses grow, are random, and as long as the server's Retry-After asks. Raises what the last attempt raised.
     """
-    attempt = 0
+    attempt, deadline = 0, deadline or time.monotonic() + PATIENCE
     while True:
         try:
             get_session().timeout = TIMEOUT
@@ -50,6 +51,26 @@ def retry(what: str, call: Callable[[], Result], deadline: float) -> Result:
             logger.info("%s: %s; again in %.0f s", what, in_a_line(error), pause)
             time.sleep(pause)
             attempt += 1
+
+
+@contextlib.contextmanager
+def plainly(where: str) -> Iterator[None]:
+    """What the client raises in here becomes a UserError of one line, which begins with `where`.
+
+    Raises:
+        HubAway: the Hub cannot be asked.
+        UserError: it refuses, or anything else: the client's errors share no base.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_transient(error) or isinstance(error, OfflineModeIsEnabled):
+            raise HubAway(f"{where}: the Hub cannot be reached ({in_a_line(error)})") from error
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise UserError(f"{where}: the Hub does not take this token ({in_a_line(error)}). {FIX}") from error
+        raise UserError(f"{where}: {in_a_line(error)}") from error
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -76,15 +97,23 @@ def asked_pause(error: BaseException) -> float:
     for cause in causes(error):
         if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
             headers = cause.response.headers
-            window = re.search(r"\bt=(\d+)", headers.get("RateLimit", "") if cause.response.status_code == 429 else "")
+            limit = parse_ratelimit_headers(headers) if cause.response.status_code == 429 else None
             after = headers.get("Retry-After", "")
-            return max(float(after) if after.isdecimal() else 0.0, float(window[1]) if window else 0.0)
+            return max(float(after) if after.isdecimal() else 0.0, limit.reset_in_seconds if limit else 0.0)
     return 0.0
 
 
 def in_a_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` may be a USER/NAME of the Hub; a file or folder of this machine is none."""
+    with contextlib.suppress(ValueError):
+        validate_repo_id(name)
+        return "/" in name and not Path(name).exists()
+    return False
 
 
 def check_write_access(name: str, kind: str = "model", token: str | None = None) -> str:
@@ -97,13 +126,14 @@ def check_write_access(name: str, kind: str = "model", token: str | None = None)
     api = HfApi(token=token)
     if not (token or get_token()):
         raise UserError(f"{name}: no token. Run `hf auth login`, or set HF_TOKEN to one that may write")
-    user = _ask(name, "asking the Hub for the token's rights", api.whoami)
-    repo_id = full_id(name, user)
-    check_rights(user, repo_id, "repo.write")
-    try:
-        _ask(name, f"looking at {repo_id}", lambda: api.auth_check(repo_id, repo_type=kind, write=True))
-    except RepositoryNotFoundError:
-        return f"{user['name']} may create {repo_id}"
+    with plainly(name):
+        user = retry("asking the Hub for the token's rights", api.whoami)
+        repo_id = full_id(name, user)
+        check_rights(user, repo_id, "repo.write")
+        try:
+            retry(f"looking at {repo_id}", lambda: api.auth_check(repo_id, repo_type=kind, write=True))
+        except RepositoryNotFoundError:
+            return f"{user['name']} may create {repo_id}"
     return f"{user['name']} may write to {repo_id}"
 
 
@@ -115,13 +145,14 @@ def check_read_access(repo_id: str) -> str:
         HubAway: the Hub cannot be asked.
     """
     api = HfApi()
-    try:
-        _ask(repo_id, f"looking at {repo_id}", lambda: api.auth_check(repo_id))
-    except GatedRepoError as error:
-        page = f"{api.endpoint}/{repo_id}"
-        raise UserError(f"{repo_id} is gated: accept its licence on {page}, as the user of `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"{repo_id}: no such model, or this token may not read it (`hf auth login`)") from error
+    with plainly(repo_id):
+        try:
+            retry(f"looking at {repo_id}", lambda: api.auth_check(repo_id))
+        except GatedRepoError as error:
+            words = f"is gated: accept its licence on {api.endpoint}/{repo_id}, as the user of `hf auth login`"
+            raise UserError(f"{repo_id} {words}") from error
+        except RepositoryNotFoundError as error:
+            raise UserError(f"{repo_id}: no such model, or this token may not read it (`hf auth login`)") from error
     return f"{repo_id} can be fetched"
 
 
@@ -149,14 +180,3 @@ def check_rights(user: Mapping[str, Any], where: str, permission: str) -> None:
             raise UserError(
                 f"{where}: the fine-grained token has no write permission on {namespace} ({permission}). {FIX}"
             )
-
-
-def _ask(name: str, what: str, call: Callable[[], Result]) -> Result:
-    try:
-        return retry(what, call, time.monotonic() + PATIENCE)
-    except RepositoryNotFoundError:
-        raise
-    except (OSError, httpx2.HTTPError) as error:
-        if is_transient(error) or not isinstance(error, HfHubHTTPError):
-            raise HubAway(f"{name}: the Hub cannot be reached ({in_a_line(error)})") from error
-        raise UserError(f"{name}: the Hub does not take this token ({in_a_line(error)}). {FIX}") from error

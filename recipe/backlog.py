@@ -52,11 +52,6 @@ def backlog(folder: Path, repo_id: str) -> list[Path]:
     return [path for path in checkpoints(folder) if is_whole(path) and not is_pushed(path, repo_id)]
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the best model lies at the root of the run."""
-    return (folder / "report" / "report.md").exists()
-
-
 def unpushed(folder: Path, repo_id: str, *, final: bool) -> list[str]:
     """What is still to be sent, in words."""
     left = [path.name for path in backlog(folder, repo_id)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import DetrConfig, DetrForObjectDetection
+from transformers import DetrForObjectDetection
 
 from recipe.access import in_a_line
 from recipe.model import BACKBONE_PREFIX, UNREADABLE, freeze
@@ -30,7 +30,8 @@ def load_model(path: str | Path, revision: str | None = None, *, bf16: bool = Fa
     """A checkpoint folder or Hub repo as a frozen detector, its backbone in bf16 or, to go on training it, in fp32.
 
     Raises:
-        UserError: no such checkpoint, not one of this recipe, or a tensor of it is missing.
+        UserError: no such checkpoint, not one of this recipe, without the auxiliary loss, for other classes, or a
+            tensor of it is missing.
     """
     try:
         model, report = DetrForObjectDetection.from_pretrained(
@@ -38,23 +39,18 @@ def load_model(path: str | Path, revision: str | None = None, *, bf16: bool = Fa
         )
     except UNREADABLE as error:
         raise UserError(f"{path}: no detector can be loaded from it ({in_a_line(error)})") from error
-    check_checkpoint_config(model.config, str(path))
+    if not getattr(model.config, "auxiliary_loss", False):
+        raise UserError(
+            f"{path}: trained with auxiliary_loss false, which is another decoder than this recipe's. "
+            "Train anew with `recipe train`."
+        )
+    names = tuple(label for _, label in sorted(model.config.id2label.items()))
+    if names != CLASS_NAMES:
+        raise UserError(f"{path}: its classes are {names}, this recipe's are {CLASS_NAMES}")
     lost = sorted(set(report["missing_keys"]) | {str(key) for key in report["mismatched_keys"]})
     if lost:
         raise UserError(f"{path}: {len(lost)} tensors are missing from the checkpoint, the first {lost[:3]}")
     return freeze(model, torch.bfloat16 if bf16 else torch.float32)
-
-
-def check_checkpoint_config(config: DetrConfig, where: str) -> None:
-    """Refuse a checkpoint that was trained without the auxiliary loss, or for other classes."""
-    if not getattr(config, "auxiliary_loss", False):
-        raise UserError(
-            f"{where}: trained with auxiliary_loss false, which is another decoder than this recipe's. "
-            "Train anew with `recipe train`."
-        )
-    names = tuple(config.id2label[index] for index in sorted(config.id2label))
-    if names != CLASS_NAMES:
-        raise UserError(f"{where}: its classes are {names}, this recipe's are {CLASS_NAMES}")
 
 
 def save_detector(model: DetrForObjectDetection, directory: Path, backbone_shard: Path) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
-from recipe.access import in_a_line
+from recipe.access import in_a_line, is_repo_id
 from recipe.annotations import Annotations, read
 from recipe.augment import Transform, draw, generator, move_boxes
 from recipe.config import Config
@@ -71,7 +70,7 @@ def _download(data: str, split: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     choices = "give a packed folder (`python -m data_prep pack YOLO_DIR --out DIR`) or a dataset repo USER/NAME"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", data) or data.startswith("."):
+    if not is_repo_id(data):
         raise UserError(f"--data {data}: there is no such folder; {choices}.")
     patterns = [f"data/{split}-*.parquet", "manifest.json", "README.md"]
     try:

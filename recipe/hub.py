@@ -20,21 +20,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
-from recipe.access import PATIENCE, HubAway, check_write_access, in_a_line, is_transient, retry
-from recipe.backlog import (
-    PUSHED,
-    backlog,
-    is_finished,
-    mark,
-    model_files,
-    report_files,
-    tag_of,
-    unpushed,
-)
+from recipe.access import HubAway, check_write_access, in_a_line, plainly, retry
+from recipe.backlog import PUSHED, backlog, mark, model_files, report_files, tag_of, unpushed
 from recipe.checkpoint import SHARDS, link
 from recipe.commits import Tree, addition, head, is_there, send_files, tree
 from recipe.run import RUN_FILE, check_same, is_whole, last_checkpoint, read_record, step_of
@@ -72,11 +62,8 @@ class RunRepo:
             UserError: it holds something else, or a run and `resume` is "never".
             HubAway: the Hub cannot be reached.
         """
-        try:
-            names = self._look(time.monotonic() + PATIENCE)
-        except (OSError, httpx2.HTTPError) as error:
-            kind = HubAway if is_transient(error) else UserError
-            raise kind(f"--hub_model_id {self.repo_id}: {in_a_line(error)}") from error
+        with plainly(f"--hub_model_id {self.repo_id}"):
+            names = self._look()
         if self.record is None and set(names) - {".gitattributes", "README.md"}:
             raise UserError(f"--hub_model_id {self.repo_id}: holds something else than a run of this recipe")
         if self.record is not None and resume == "never":
@@ -98,12 +85,10 @@ class RunRepo:
         ours = (folder / INCOMING).exists() or read_record(folder).get("identity") == wanted
         if not ours and folder.exists() and any(folder.iterdir()):
             return  # something else lies there: `run.claim` says so
-        try:
+        with plainly(f"--hub_model_id {self.repo_id}: cannot be fetched"):
             here = last_checkpoint(folder)
             if here is None or step_of(here) < self.state["global_step"]:
                 self._restore(folder)
-        except (OSError, httpx2.HTTPError) as error:
-            raise UserError(f"--hub_model_id {self.repo_id}: cannot be fetched ({in_a_line(error)})") from error
         shutil.rmtree(folder / INCOMING, ignore_errors=True)
 
     def _restore(self, folder: Path) -> None:
@@ -111,7 +96,8 @@ class RunRepo:
         last, best = state["global_step"], state["best_global_step"]
         logger.info("going on with %s from step %d", self.repo_id, last)
         if best not in (None, last):  # its weights are needed at the end
-            commits = self._ask("reading", lambda: self.api.list_repo_commits(self.repo_id, revision=self._commit))
+            read = functools.partial(self.api.list_repo_commits, self.repo_id, revision=self._commit)
+            commits = retry(f"reading {self.repo_id}", read)
             self._fetch(next(c.commit_id for c in commits if c.title.endswith(f"step {best}")), best, folder)
         checkpoint = self._fetch(self._commit, last, folder)
         if best is not None:
@@ -123,7 +109,7 @@ class RunRepo:
     def _fetch(self, commit: str, step: int, folder: Path) -> Path:
         """The checkpoint that `commit` holds, as folder/checkpoint-N; the frozen backbone is fetched once."""
         incoming, backbone = folder / INCOMING / commit, folder / SHARDS[True]
-        files = self._ask("reading", lambda: tree(self.api, self.repo_id, commit))
+        files = retry(f"reading {self.repo_id}", lambda: tree(self.api, self.repo_id, commit))
         for name, found in files.items():
             if name == f"{LAST}/{SHARDS[True]}":
                 if not (backbone.exists() and is_there(addition(name, backbone), found)):
@@ -169,7 +155,7 @@ class RunRepo:
             for checkpoint in backlog(folder, self.repo_id):
                 self._send_checkpoint(folder, checkpoint, deadline)
             if final:
-                info = self._ask("reading", functools.partial(self.api.repo_info, self.repo_id), deadline)
+                info = retry(f"reading {self.repo_id}", lambda: self.api.repo_info(self.repo_id), deadline)
                 paths = [*model_files(folder), *report_files(folder, private=bool(info.private))]
                 files = {str(path.relative_to(folder)): path for path in paths}
                 commit = send_files(self.api, self.repo_id, files, "The final model and its report", deadline)
@@ -197,15 +183,15 @@ class RunRepo:
     def _tag(self, state: Mapping[str, Any], commit: str, deadline: float | None = None) -> None:
         if (tag := tag_of(state)) is not None:
             create = functools.partial(self.api.create_tag, self.repo_id, tag=tag, revision=commit, exist_ok=True)
-            self._ask(f"tagging {tag} in", create, deadline)
+            retry(f"tagging {tag} in {self.repo_id}", create, deadline)
 
     # ---- requests ----
 
-    def _look(self, deadline: float) -> Tree:
+    def _look(self, deadline: float | None = None) -> Tree:
         """Create the repo if need be, and read which run it holds and how far that has come."""
         create = functools.partial(self.api.create_repo, self.repo_id, private=self.private, exist_ok=True)
-        self.repo_id = self._ask("creating", create, deadline).repo_id
-        commit, names = self._ask("reading", lambda: head(self.api, self.repo_id), deadline)
+        self.repo_id = retry(f"creating {self.repo_id}", create, deadline).repo_id
+        commit, names = retry(f"reading {self.repo_id}", lambda: head(self.api, self.repo_id), deadline)
         if f"{LAST}/{RUN_FILE}" in names:
             with tempfile.TemporaryDirectory() as folder:
                 files = [self._download(f"{LAST}/{name}", commit, Path(folder)) for name in (RUN_FILE, STATE)]
@@ -213,12 +199,9 @@ class RunRepo:
         self._commit = commit
         return names
 
-    def _ask(self, what: str, call: Any, deadline: float | None = None) -> Any:
-        return retry(f"{what} {self.repo_id}", call, deadline or time.monotonic() + PATIENCE)
-
     def _download(self, name: str, commit: str, folder: Path) -> Path:
         get = functools.partial(self.api.hf_hub_download, self.repo_id, name, revision=commit, local_dir=folder)
-        return Path(self._ask(f"fetching {name} of", get))
+        return Path(retry(f"fetching {name} of {self.repo_id}", get))
 
 
 def open_run(name: str, folder: Path, resume: str, **settings: Any) -> RunRepo:
@@ -251,7 +234,8 @@ def push(options: argparse.Namespace) -> int:
     repo = open_run(name, folder, "auto", private=record["training"]["hub_private_repo"] is not False)
     if repo.record is not None:
         check_same(repo.record["identity"], record["identity"], f"--hub_model_id {repo.repo_id}")
-    return report_unpushed(repo.push(folder, final=is_finished(folder)), folder)
+    finished = (folder / "report" / "report.md").exists()  # then the best model lies at the root of the run
+    return report_unpushed(repo.push(folder, final=finished), folder)
 
 
 def report_unpushed(left: list[str], folder: Path) -> int:

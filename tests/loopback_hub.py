@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
+import pytest
 import uvicorn
 from huggingface_hub import HfApi, constants
 from loopback import jobs, repos, spaces, uploads
@@ -138,6 +139,14 @@ class LoopbackHub:
         """
         constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = True, False
         return HfApi(endpoint=self.url, token=token)
+
+    def serve(self, monkeypatch: pytest.MonkeyPatch, token: str) -> HfApi:
+        """Make the clients of this process ask this Hub, with this token."""
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_TOKEN", token)
+        return self.api(token)
 
     def fail(
         self,

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 from transformers import (
     AutoImageProcessor,
@@ -52,11 +51,7 @@ def patch():
 def hub(tmp_path_factory, patch):
     """A Hub that the clients in this process use."""
     with LoopbackHub(tmp_path_factory.mktemp("hub"), USERS) as hub:
-        hub.api(TOKEN)  # switches the client's offline mode off
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patch.setenv("HF_TOKEN", TOKEN)
+        hub.serve(patch, TOKEN)
         yield hub
 
 

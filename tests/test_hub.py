@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
-from recipe.access import check_write_access, retry
+from recipe.access import check_write_access, is_repo_id, retry
 from recipe.backlog import PUSHED, backlog
 from recipe.checkpoint import SHARDS
 from recipe.cli import main
@@ -40,11 +40,7 @@ STEPS = 4  # per epoch
 def hub(tmp_path, monkeypatch):
     """A Hub that the clients in this process use, with alice's token."""
     with LoopbackHub(tmp_path / "hub", USERS) as hub:
-        hub.api("hf_alice")  # switches the client's offline mode off
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        hub.serve(monkeypatch, "hf_alice")
         monkeypatch.setattr("recipe.access.PATIENCE", 20.0)
         yield hub
 
@@ -304,6 +300,14 @@ def test_the_tokens_rights_are_looked_at_first(hub, monkeypatch, tmp_path, token
             check_write_access(name)
 
 
+def test_what_names_a_folder_or_no_repo_is_told_from_user_and_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alice" / "here").mkdir(parents=True)
+    others = ["crowd", "./alice/crowd", "/data/crowd", "../crowd", "alice/crowd/data", "alice/c d", "alice/here"]
+    assert is_repo_id("alice/Crowd_2.1-x")
+    assert [name for name in others if is_repo_id(name)] == []
+
+
 def test_a_private_repo_of_somebody_else_in_ones_organisation_is_found_unwritable(hub):
     hub.api("hf_alice").create_repo("acme/secret", private=True)
     with pytest.raises(UserError, match="cannot write there"):
@@ -465,7 +469,6 @@ def test_a_hub_that_was_away_at_the_start_is_not_taken_back_either(lost, tmp_pat
     folder, before = make_run(tmp_path / "run", epochs=1), titles(lost)
     lost.stop()
     monkeypatch.setattr("recipe.access.PATIENCE", 1.0)
-    monkeypatch.setattr("recipe.hub.PATIENCE", 1.0)
     repo = opened(folder)
     lost.start()
     assert repo.push(folder) == []

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from huggingface_hub import constants
 from loopback.store import HubError
 from loopback_hub import LoopbackHub
 from test_dashboard import WRITE_TOKEN, Server
@@ -43,11 +42,7 @@ def dashboard(tmp_path):
 @pytest.fixture
 def hub(tmp_path, monkeypatch, dashboard):
     with LoopbackHub(tmp_path / "hub", {TOKEN: {"name": "alice"}}, build_seconds=0, job_env=JOB_ENV) as hub:
-        commit(hub.api(TOKEN), "alice/recipe", SPACE, "space")
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        commit(hub.serve(monkeypatch, TOKEN), "alice/recipe", SPACE, "space")
         monkeypatch.setenv("TRACKIO_SERVER_URL", dashboard.url)
         monkeypatch.setenv("TRACKIO_WRITE_TOKEN", WRITE_TOKEN)
         yield hub

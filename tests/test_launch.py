@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -71,14 +72,10 @@ def hub(tmp_path, stand_in, monkeypatch):
     """A Hub with a dataset and a built image, and this process as a client of alice's."""
     path = os.pathsep.join((str(tmp_path / "bin"), os.environ["PATH"]))
     with LoopbackHub(tmp_path / "hub", USERS, build_seconds=0, job_env={"PATH": path}) as hub:
-        api = hub.api("hf_alice")
+        api = hub.serve(monkeypatch, "hf_alice")
         commit(api, "alice/crowd", DATA, "dataset")
         commit(api, "alice/recipe", SPACE, "space")
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
         for name in ("TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_WRITE_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         yield hub
@@ -358,6 +355,19 @@ def test_an_image_that_was_not_built_is_refused(hub, capsys):
     assert "its build ended as BUILD_ERROR" in refused(hub, capsys)
 
 
+@pytest.mark.parametrize("base", ["python:3.11-slim", "python:3.11"])
+def test_torch_compile_is_refused_where_the_image_has_no_c_compiler(hub, capsys, base):
+    dockerfile = (Path(__file__).parent.parent / "Dockerfile").read_text()
+    assert "\nARG BASE=python:3.11-slim\n" in dockerfile
+    commit(hub.api("hf_alice"), "alice/recipe", {"Dockerfile": dockerfile.replace("python:3.11-slim", base)}, "space")
+    train = [*TRAIN, "--torch_compile", "true"]
+    if base == "python:3.11":
+        assert start("--dry-run", train=train) == 0
+    else:
+        assert "needs a C compiler, and hf.co/spaces/alice/recipe is" in refused(hub, capsys, train=train)
+        assert start("--dry-run") == 0
+
+
 def test_a_wrong_training_flag_is_refused_before_the_hub_is_asked(hub, capsys):
     assert "unknown flag --learning_rat" in refused(hub, capsys, train=[*TRAIN, "--learning_rat", "1"])
     with pytest.raises(SystemExit):
@@ -376,7 +386,7 @@ def test_what_only_the_gpu_of_the_job_can_say_is_not_refused_here(hub, capsys):
 
 def test_a_timeout_that_cannot_hold_one_epoch_is_refused(hub, capsys):
     said = refused(hub, capsys, "--pace", "1", "--timeout", "1h")
-    assert "--timeout 1h cannot hold one epoch, which takes 1.1 h" in said
+    assert "--timeout 1h cannot hold the first epoch, which takes 1.1 h" in said
     least = said.split()[-1]
     assert start("--pace", "1", "--timeout", least, "--dry-run") == 0
 
@@ -386,6 +396,15 @@ def test_the_timeout_follows_from_the_pace_and_so_do_the_costs(hub, capsys):
     said = capsys.readouterr()
     assert "4.4 h, $6.60, for 4 epochs at 1.00 images/s" in said.err
     assert 4.4 < json.loads(said.out)["timeoutSeconds"] / 3600 <= 7
+
+
+@pytest.mark.parametrize(("steps", "words"), [(45, "0.1 h, $0.17, for 0.1 epochs"), (1800, "4.4 h, $6.60, for 4 ep")])
+def test_max_steps_counts_in_place_of_the_epochs(hub, capsys, steps, words):
+    """450 steps of 8 images are an epoch. transformers trains for max_steps, also beyond num_train_epochs."""
+    train = [*TRAIN, "--num_train_epochs", "2", "--max_steps", str(steps)]
+    assert start("--pace", "1", "--timeout", "8h", "--dry-run", train=train) == 0
+    assert words in capsys.readouterr().err
+    assert start("--pace", "1", "--timeout", "1h", "--dry-run", train=train) == (0 if steps == 45 else 2)
 
 
 def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp_path):

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 from loopback.spaces import break_build
 from loopback_hub import LoopbackHub
 
@@ -21,9 +20,7 @@ USERS = {"hf_alice": {"name": "alice"}, "hf_reads": {"name": "alice", "role": "r
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     with LoopbackHub(tmp_path / "hub", USERS, build_seconds=0.3) as hub:
-        hub.api("hf_alice")
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        hub.serve(monkeypatch, "hf_alice")
         monkeypatch.setattr(publish_image, "POLL", 0.05)
         monkeypatch.setattr(publish_image, "GRACE", 1.0)
         yield hub
@@ -71,6 +68,13 @@ def test_a_second_time_sends_nothing_and_a_stale_file_is_removed(hub, capsys):
     api.upload_file(path_or_fileobj=b"x", path_in_repo="recipe/old.py", repo_id="alice/recipe", repo_type="space")
     publish_image.main(["alice/recipe"])
     assert "recipe/old.py" not in files_of(hub)
+
+
+def test_after_a_lost_answer_the_build_is_waited_for(hub, capsys):
+    """Else the stage of the build before, RUNNING, would be taken for that of the new one."""
+    hub.fail(r"/commit/", drop=True, late=True, times=1)
+    assert publish_image.main(["alice/recipe"]) == 0
+    assert "sent to" in capsys.readouterr().err
 
 
 def test_the_log_of_a_failed_build_is_printed(hub, capsys):

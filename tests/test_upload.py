@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from conftest import make_yolo
-from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
 from data_prep import upload as room
@@ -28,9 +27,7 @@ SHARD = bytes(range(256)) * 800  # 200 kB
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     with LoopbackHub(tmp_path / "hub", USERS) as hub:
-        hub.api("hf_alice")  # switches the client's offline mode off
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        hub.serve(monkeypatch, "hf_alice")
         yield hub
 
 
