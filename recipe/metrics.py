@@ -33,6 +33,7 @@ class DetectionMetrics:
         self.num_queries = num_queries
         self._images: dict[int, ImageBoxes] = {}
         self._waiting: list[ImageBoxes] = []
+        self._details: dict[str, Any] = {}
 
     def update(
         self,
@@ -146,16 +147,19 @@ class DetectionMetrics:
         return out | by_class
 
     def details(self) -> dict[str, Any]:
-        """What the report draws, ready for JSON; a missing value is None (AP and recall without targets: -1).
+        """What the report draws, ready for JSON: worked out once, and again when images have come in.
 
-        Keys: images; boxes {class: n}; pr_curves {class: {"0.5", "0.75": {recall, precision, score}}};
-        threshold_curves {class: {threshold, precision, recall, f1}}; operating_points {class: {best_f1, precision_90:
-        {threshold, precision, recall, f1}}}; thresholds {class: best F1's, 0.5 where there is none}, at which the rest
-        is judged; by_size and by_density {class: [{bin, boxes, ap, ap_50, recall, recall_best_f1}]} (by_density with
-        images); recall_ceiling; errors {class: {hits, missed, duplicate, wrong_class, badly_placed, background}};
-        worst_images [{image_id, boxes, hits, misses, duplicates, false_positives}], most misses first.
+        A missing value is None (AP and recall without targets: -1). Keys: images; boxes {class: n}; pr_curves {class:
+        {"0.5", "0.75": {recall, precision, score}}}; threshold_curves {class: {threshold, precision, recall, f1}};
+        operating_points {class: {best_f1, precision_90: {threshold, precision, recall, f1}}}; thresholds {class: best
+        F1's, 0.5 where there is none}, at which the rest is judged; by_size and by_density {class: [{bin, boxes, ap,
+        ap_50, recall, recall_best_f1}]} (by_density with images); recall_ceiling; errors {class: {hits, missed,
+        duplicate, wrong_class, badly_placed, background}}; worst_images [{image_id, boxes, hits, misses, duplicates,
+        false_positives}], most misses first.
         """
         images = self._in_order()
+        if self._details.get("images") == len(images):  # images only ever come in: as many are the same ones
+            return self._details
         size_marks = breakdown.mark_by_size(images)
         found: dict[str, Any] = {
             "images": len(images),
@@ -177,6 +181,7 @@ class DetectionMetrics:
             for key, value in by_class.items():
                 found.setdefault(key, {})[name] = value
         found["errors"], found["worst_images"] = breakdown.count_errors(images, found["thresholds"])
+        self._details = found
         return found
 
 
