@@ -7,6 +7,7 @@ a detection is kept when its score is *above* a threshold, as `post_process_obje
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ def by_density(ranked: Ranked, images: Sequence[ImageBoxes], label: int, thresho
     own = np.array([np.sum((image.target_labels == label) & ~image.crowd) for image in images])
     rows = []
     for b, name in enumerate(DENSITY_NAMES):
-        part = ranked.only((bins == b)[ranked.image], np.array([own[bins == b].sum()]))
+        part = replace(ranked, kept=(bins == b)[ranked.image], positives=np.array([own[bins == b].sum()]))
         rows.append({"bin": name, "images": int(np.sum(bins == b)), **summary(part, 0, threshold)})
     return rows
 

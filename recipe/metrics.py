@@ -140,6 +140,7 @@ class DetectionMetrics:
             by_class[f"map_{name}"], by_class[f"mar_100_{name}"] = numbers[-1]["map"], numbers[-1]["mar_100"]
             by_class[f"mr2_{name}"] = log_average_miss_rate(*own.lane(*CALTECH), targets, len(images))
             by_class[f"ji_{name}"] = best_jaccard(ratios) if targets else -1.0
+            del own  # before the next is gathered
         out = {}
         for key in numbers[0]:
             defined = [own[key] for own in numbers if own[key] >= 0]
@@ -168,16 +169,16 @@ class DetectionMetrics:
         for label, name, own in self._ranked(images):
             points = breakdown.operating_points(own)
             limit = (points["best_f1"] or {"threshold": 0.5})["threshold"]
-            sized = Ranked.of(images, size_marks, label, breakdown.SIZE_RANGES)
             by_class = {
                 "operating_points": points,
                 "thresholds": limit,
                 "boxes": int(own.positives[0]),
                 "pr_curves": {"0.5": breakdown.precision_recall(own, 0), "0.75": breakdown.precision_recall(own, 5)},
                 "threshold_curves": breakdown.threshold_curve(own),
-                "by_size": breakdown.by_size(sized, limit),
                 "by_density": breakdown.by_density(own, images, label, limit),
             }
+            del own  # before the next is gathered
+            by_class["by_size"] = breakdown.by_size(Ranked.of(images, size_marks, label, breakdown.SIZE_RANGES), limit)
             for key, value in by_class.items():
                 found.setdefault(key, {})[name] = value
         found["errors"], found["worst_images"] = breakdown.count_errors(images, found["thresholds"])
