@@ -24,7 +24,7 @@ CHUNK = 32  # images matched at once: arrays long enough for NumPy, short enough
 
 @dataclass(slots=True)
 class ImageBoxes:
-    """One image's detections and targets, as compact as exact numbers allow (about 12 KB at 300 x 80 boxes).
+    """One image's detections and targets, as compact as exact numbers allow (about 15 KB at 300 x 80 boxes).
 
     Detections lie sorted by label, then by falling score (ties in the order given), so that each class is one slice.
     """
