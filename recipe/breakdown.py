@@ -7,6 +7,7 @@ a detection is kept when its score is *above* a threshold, as `post_process_obje
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -45,16 +46,16 @@ def threshold_curve(ranked: Ranked) -> dict[str, list[float | None]]:
     }
 
 
-def operating_points(ranked: Ranked, wished: float = 0.9) -> dict[str, dict[str, float] | None]:
-    """The threshold of the best F1, and the lowest one whose precision is at least `wished`.
+def operating_points(ranked: Ranked) -> dict[str, dict[str, float] | None]:
+    """The threshold of the best F1, and the lowest one whose precision is at least 0.9.
 
     A threshold lies halfway to the next lower score, so that rounding moves no detection across it. None where there
-    are no targets or no hits, or where the wished precision is never reached.
+    are no targets or no hits, or where that precision is never reached.
     """
-    name, targets = f"precision_{wished * 100:g}", int(ranked.positives[0])
+    targets = int(ranked.positives[0])
     hit, counted = ranked.lane(0, 0)
     if not targets or not hit[ranked.scores > 0].any():
-        return {"best_f1": None, name: None}
+        return {"best_f1": None, "precision_90": None}
     lower = np.append(ranked.scores[1:], 0)
     ends = np.flatnonzero(ranked.scores > lower)  # equal scores are kept or dropped together
     hits, found = np.cumsum(hit)[ends], np.maximum(np.cumsum(counted)[ends], 1)
@@ -65,8 +66,8 @@ def operating_points(ranked: Ranked, wished: float = 0.9) -> dict[str, dict[str,
         values = {"precision": hits[i] / found[i], "recall": hits[i] / targets, "f1": f1[i]}
         return {"threshold": threshold, **{key: float(value) for key, value in values.items()}}
 
-    precise = np.flatnonzero((hits >= wished * found) & (hits > 0))
-    return {"best_f1": point(int(np.argmax(f1))), name: point(int(precise[-1])) if len(precise) else None}
+    precise = np.flatnonzero((hits >= 0.9 * found) & (hits > 0))
+    return {"best_f1": point(int(np.argmax(f1))), "precision_90": point(int(precise[-1])) if len(precise) else None}
 
 
 def summary(ranked: Ranked, a: int, threshold: float) -> dict[str, float]:
@@ -104,7 +105,7 @@ def by_density(ranked: Ranked, images: Sequence[ImageBoxes], label: int, thresho
     own = np.array([np.sum((image.target_labels == label) & ~image.crowd) for image in images])
     rows = []
     for b, name in enumerate(DENSITY_NAMES):
-        part = ranked.only((bins == b)[ranked.image], np.array([own[bins == b].sum()]))
+        part = replace(ranked, kept=(bins == b)[ranked.image], positives=np.array([own[bins == b].sum()]))
         rows.append({"bin": name, "images": int(np.sum(bins == b)), **summary(part, 0, threshold)})
     return rows
 

@@ -8,8 +8,8 @@ A few rounds over flat arrays replace millions of Python steps; the result is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ CHUNK = 32  # images matched at once: arrays long enough for NumPy, short enough
 
 @dataclass(slots=True)
 class ImageBoxes:
-    """One image's detections and targets, as compact as exact numbers allow (about 12 KB at 300 x 80 boxes).
+    """One image's detections and targets, as compact as exact numbers allow (about 15 KB at 300 x 80 boxes).
 
     Detections lie sorted by label, then by falling score (ties in the order given), so that each class is one slice.
     """
@@ -174,21 +174,26 @@ class Ranked:
     image: np.ndarray  # [D] int32, index in the images
     marks: np.ndarray  # [2, bytes, D] uint8
     positives: np.ndarray  # [A] targets that count in each area range
+    kept: np.ndarray | bool = True  # [D] bool, the others are no hits and do not count
 
     @classmethod
     def of(cls, images: Sequence[ImageBoxes], marks: Sequence[np.ndarray], label: int, ranges: np.ndarray) -> Ranked:
         """Gather one class from images in the order of their ids and their marks."""
         slices = [slice(*np.searchsorted(image.labels, (label, label + 1))) for image in images]
-        lengths = np.array([s.stop - s.start for s in slices], np.int64)
-        scores = np.concatenate([image.scores[s] for image, s in zip(images, slices, strict=True)])
-        order = np.argsort(-scores, kind="stable")
-        place = np.arange(len(scores)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        order = np.argsort(np.concatenate([-i.scores[s] for i, s in zip(images, slices, strict=True)]), kind="stable")
+
+        def ranked(parts: Iterable[np.ndarray]) -> np.ndarray:
+            return np.concatenate(list(parts))[order]
+
+        rows = np.concatenate([m[..., s] for m, s in zip(marks, slices, strict=True)], axis=2)
+        for row in np.ndindex(rows.shape[:2]):  # one after the other: a sorted copy of all would be the peak of memory
+            rows[row] = rows[row][order]
         area = np.concatenate([i.target_area[(i.target_labels == label) & ~i.crowd] for i in images])
         return cls(
-            scores=scores[order],
-            place=place.astype(np.int32)[order],
-            image=np.repeat(np.arange(len(images), dtype=np.int32), lengths)[order],
-            marks=np.concatenate([m[..., s] for m, s in zip(marks, slices, strict=True)], axis=2)[..., order],
+            scores=ranked(image.scores[s] for image, s in zip(images, slices, strict=True)),
+            place=ranked(np.arange(s.stop - s.start, dtype=np.int32) for s in slices),
+            image=ranked(np.full(s.stop - s.start, index, np.int32) for index, s in enumerate(slices)),
+            marks=rows,
             positives=((area >= ranges[:, :1]) & (area <= ranges[:, 1:])).sum(1),
         )
 
@@ -196,15 +201,11 @@ class Ranked:
         """[D] hit and [D] counted (neither on an ignored target nor outside the area range a) at IoU threshold t."""
         byte, bit = divmod(a * len(IOU_THRESHOLDS) + t, 8)
         hit, ignored = (self.marks[:, byte] >> (7 - bit)) & 1
-        return hit.astype(bool), ignored == 0
+        return hit.astype(bool) & self.kept, (ignored == 0) & self.kept
 
     def top(self, max_dets: int) -> Ranked:
         """The same with at most `max_dets` detections per image."""
-        return self.only(self.place < max_dets, self.positives)
-
-    def only(self, keep: np.ndarray, positives: np.ndarray) -> Ranked:
-        """The detections where `keep` [D] holds, against another number of targets."""
-        return Ranked(self.scores[keep], self.place[keep], self.image[keep], self.marks[..., keep], positives)
+        return replace(self, kept=self.place < max_dets)
 
     def curve(self, a: int, t: int) -> Curve:
         """Precision at COCO's 101 recall points; all -1 when no target counts."""

@@ -30,6 +30,7 @@ from trackio import deploy, fragments, gpu, utils
 from trackio.media.utils import get_project_media_path
 from trackio.remote_client import RemoteClient
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import rewrite_logs
 
 from recipe.access import in_a_line
 from recipe.run import read_record
@@ -105,18 +106,13 @@ def entries(folder: Path, record: Mapping[str, Any]) -> dict[str, tuple[Entry, P
 
     for row in read_log(folder):
         step = row.pop("step")
-        add({in_group(name): value for name, value in row.items()} | {"train/global_step": step}, step)
+        add(rewrite_logs(row) | {"train/global_step": step}, step)  # eval_map -> eval/map, loss -> train/loss
     for picture in sorted((folder / "pictures").glob("*-step-*.jpg")):
         image, _, step = picture.stem.rpartition("-step-")
         path = f"{names['project']}/{names['run']}/{step}/{picture.name}"
         value = {"_type": trackio.Image.TYPE, "file_path": path, "caption": None}
         add({f"predictions/{image}": value}, int(step), picture)
     return found
-
-
-def in_group(name: str) -> str:
-    """eval_map -> eval/map, loss -> train/loss: Trackio draws one group of curves per prefix."""
-    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
 def send(target: Local | Remote, folder: Path, record: Mapping[str, Any], sent: set[str]) -> None:

@@ -30,7 +30,7 @@ def hex_color(rgb: Color) -> str:
 
 def draw_boxes(pixels: np.ndarray, boxes_xyxy: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
     """A copy of `pixels` with boxes [n, 4] in pixels, coloured by class."""
-    canvas = np.ascontiguousarray(pixels).copy()
+    canvas = pixels.copy()
     thickness = max(1, round(max(canvas.shape[:2]) / 640))
     for (x0, y0, x1, y1), label in zip(np.asarray(boxes_xyxy).round().astype(int).tolist(), labels, strict=True):
         cv2.rectangle(canvas, (x0, y0), (x1, y1), COLORS[int(label)], thickness)

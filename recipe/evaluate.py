@@ -50,8 +50,7 @@ def evaluate(options: argparse.Namespace) -> int:
     trainer.evaluate()
     assert trainer.evaluation is not None
     record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": info}
-    write_report(folder, trainer.evaluation, dataset, record=record, compare=options.compare)
-    print_summary(folder, trainer.evaluation)
+    print_summary(write_report(folder, trainer.evaluation, dataset, record=record, compare=options.compare))
     print(f"report     {folder / 'report' / 'report.md'}")
     return 0
 

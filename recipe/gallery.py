@@ -113,7 +113,6 @@ def _photograph(axes: Axes, pixels: np.ndarray, part: Part, text: str) -> None:
     """Part of an image, in its own coordinates: boxes need no scaling."""
     x0, y0, x1, y1 = part
     axes.imshow(pixels[y0:y1, x0:x1], extent=(x0, x1, y1, y0), cmap="gray", vmin=0, vmax=255)
-    axes.set(xlim=(x0, x1), ylim=(y1, y0))
     axes.set_title(text, fontsize=8, fontweight="normal")
 
 

@@ -5,13 +5,13 @@
     metrics.compute()   # {"map": ..., "map_50": ..., ...}: what the Trainer logs as eval_*
     metrics.details()   # curves, bins, operating points, error kinds: what the report draws
 
-The matching is done in update(), a few dozen images at a time; about 12 KB per image of 300 detections and 80 boxes
+The matching is done in update(), a few dozen images at a time; about 15 KB per image of 300 detections and 80 boxes
 stay in memory. The numbers equal pycocotools' (tests/test_metrics.py); `python benchmarks/metrics.py` times them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class DetectionMetrics:
         self.num_queries = num_queries
         self._images: dict[int, ImageBoxes] = {}
         self._waiting: list[ImageBoxes] = []
+        self._details: dict[str, Any] = {}
 
     def update(
         self,
@@ -116,12 +117,6 @@ class DetectionMetrics:
             raise UserError("no image was evaluated: the split is empty; name another with --split or --data.")
         return [self._images[image_id] for image_id in sorted(self._images)]
 
-    def _ranked(self, images: list[ImageBoxes]) -> Iterator[tuple[int, str, Ranked]]:
-        """Label, name and detections of each class, one class in memory at a time."""
-        marks = [image.marks for image in images]
-        for label, name in enumerate(self.class_names):
-            yield label, name, Ranked.of(images, marks, label, RANGES)
-
     def compute(self) -> dict[str, float]:
         """All numbers; higher is better except for mr2; -1 where there is nothing to find, as in COCO.
 
@@ -132,13 +127,15 @@ class DetectionMetrics:
         images = self._in_order()
         numbers: list[dict[str, float]] = []
         by_class = {}
-        for label, name, own in self._ranked(images):
+        for label, name in enumerate(self.class_names):
+            own = Ranked.of(images, [image.marks for image in images], label, RANGES)
             numbers.append(_coco_numbers(own))
             targets = int(own.positives[0])
             ratios = np.array([image.jaccard[label] for image in images])  # [I, 10]
             by_class[f"map_{name}"], by_class[f"mar_100_{name}"] = numbers[-1]["map"], numbers[-1]["mar_100"]
             by_class[f"mr2_{name}"] = log_average_miss_rate(*own.lane(*CALTECH), targets, len(images))
             by_class[f"ji_{name}"] = best_jaccard(ratios) if targets else -1.0
+            del own  # before the next is gathered
         out = {}
         for key in numbers[0]:
             defined = [own[key] for own in numbers if own[key] >= 0]
@@ -146,37 +143,42 @@ class DetectionMetrics:
         return out | by_class
 
     def details(self) -> dict[str, Any]:
-        """What the report draws, ready for JSON; a missing value is None (AP and recall without targets: -1).
+        """What the report draws, ready for JSON: worked out once, and again when images have come in.
 
-        Keys: images; boxes {class: n}; pr_curves {class: {"0.5", "0.75": {recall, precision, score}}};
-        threshold_curves {class: {threshold, precision, recall, f1}}; operating_points {class: {best_f1, precision_90:
-        {threshold, precision, recall, f1}}}; thresholds {class: best F1's, 0.5 where there is none}, at which the rest
-        is judged; by_size and by_density {class: [{bin, boxes, ap, ap_50, recall, recall_best_f1}]} (by_density with
-        images); recall_ceiling; errors {class: {hits, missed, duplicate, wrong_class, badly_placed, background}};
-        worst_images [{image_id, boxes, hits, misses, duplicates, false_positives}], most misses first.
+        A missing value is None (AP and recall without targets: -1). Keys: images; boxes {class: n}; pr_curves {class:
+        {"0.5", "0.75": {recall, precision, score}}}; threshold_curves {class: {threshold, precision, recall, f1}};
+        operating_points {class: {best_f1, precision_90: {threshold, precision, recall, f1}}}; thresholds {class: best
+        F1's, 0.5 where there is none}, at which the rest is judged; by_size and by_density {class: [{bin, boxes, ap,
+        ap_50, recall, recall_best_f1}]} (by_density with images); recall_ceiling; errors {class: {hits, missed,
+        duplicate, wrong_class, badly_placed, background}}; worst_images [{image_id, boxes, hits, misses, duplicates,
+        false_positives}], most misses first.
         """
         images = self._in_order()
+        if self._details.get("images") == len(images):  # images only ever come in: as many are the same ones
+            return self._details
         size_marks = breakdown.mark_by_size(images)
         found: dict[str, Any] = {
             "images": len(images),
             "recall_ceiling": breakdown.recall_ceiling(images, self.num_queries),
         }
-        for label, name, own in self._ranked(images):
+        for label, name in enumerate(self.class_names):
+            own = Ranked.of(images, [image.marks for image in images], label, RANGES)
             points = breakdown.operating_points(own)
             limit = (points["best_f1"] or {"threshold": 0.5})["threshold"]
-            sized = Ranked.of(images, size_marks, label, breakdown.SIZE_RANGES)
             by_class = {
                 "operating_points": points,
                 "thresholds": limit,
                 "boxes": int(own.positives[0]),
                 "pr_curves": {"0.5": breakdown.precision_recall(own, 0), "0.75": breakdown.precision_recall(own, 5)},
                 "threshold_curves": breakdown.threshold_curve(own),
-                "by_size": breakdown.by_size(sized, limit),
                 "by_density": breakdown.by_density(own, images, label, limit),
             }
+            del own  # before the next is gathered
+            by_class["by_size"] = breakdown.by_size(Ranked.of(images, size_marks, label, breakdown.SIZE_RANGES), limit)
             for key, value in by_class.items():
                 found.setdefault(key, {})[name] = value
         found["errors"], found["worst_images"] = breakdown.count_errors(images, found["thresholds"])
+        self._details = found
         return found
 
 

@@ -69,7 +69,6 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     Raises:
         UserError: a path that is not there, or no image at all.
     """
-
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
@@ -98,10 +97,8 @@ def detect(
     """
     geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
     height, width = pixels.shape[:2]
-    size, canvas = (
-        dict(zip(("height", "width"), rule(height, width), strict=True))
-        for rule in (geometry.resized, geometry.canvas)
-    )
+    sizes = (geometry.resized(height, width), geometry.canvas(height, width))
+    size, canvas = ({"height": h, "width": w} for h, w in sizes)
     inputs = processor(pixels, size=size, pad_size=canvas, input_data_format="channels_last", return_tensors="pt")
     outputs = model(**inputs.to(model.device))
     (found,) = processor.post_process_object_detection(outputs, min(thresholds), target_sizes=[(height, width)])

@@ -193,17 +193,16 @@ def next_steps(details: Mapping[str, Any], history: Rows, shrink: float, num_que
     return [f"- {step}" for step in steps or ["No single weakness stands out: try more epochs or more data."]]
 
 
-def print_summary(folder: Path, metrics: DetectionMetrics) -> None:
-    """The numbers as a table on stdout, from the report that `write_report` has just written into `folder`."""
+def print_summary(found: Mapping[str, Any]) -> None:
+    """The numbers that `write_report` has returned, as a table on stdout."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    found = read_metrics(folder / "report" / "metrics.json")
-    title = f"{found['details']['images']:,} images"
-    shown = Table("", "all", *metrics.class_names, box=SIMPLE_HEAD, title=title, title_justify="left")
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for row in tables.rows(found, found["details"]):
+    details = found["details"]
+    columns = [Column(name, justify="right") for name in ("all", *details["boxes"])]
+    title = f"{details['images']:,} images"
+    shown = Table("", *columns, box=SIMPLE_HEAD, title=title, title_justify="left")
+    for row in tables.rows(found, details):
         shown.add_row(*row)
     Console().print(shown)

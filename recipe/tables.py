@@ -7,7 +7,7 @@ Undefined numbers (-1 or None) are a dash.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,23 +62,20 @@ def average_precision_50(details: Mapping[str, Any], name: str) -> float | None:
 def rows(values: Mapping[str, float], details: Mapping[str, Any]) -> list[list[str]]:
     """What, all classes, each class: the numbers that exist per class, and the operating points."""
     boxes, points = details["boxes"], details["operating_points"]
-    measures: dict[str, tuple[str | None, list[float | None]]] = {
-        "AP, IoU 0.50 to 0.95 (map)": ("map", [values[f"map_{name}"] for name in boxes]),
-        "AP at IoU 0.5": ("map_50", [average_precision_50(details, name) for name in boxes]),
-        "AR, 100 detections (mar_100)": ("mar_100", [values[f"mar_100_{name}"] for name in boxes]),
-        "MR-2 (lower is better)": (None, [values[f"mr2_{name}"] for name in boxes]),
-        "JI": (None, [values[f"ji_{name}"] for name in boxes]),
-    }
+    lines = [["labelled boxes", f"{sum(boxes.values()):,}", *(f"{count:,}" for count in boxes.values())]]
+
+    def add(word: str, own: Iterable[float | None], every: str = "") -> None:
+        lines.append([word, every, *map(number, own)])
+
+    add("AP, IoU 0.50 to 0.95 (map)", (values[f"map_{name}"] for name in boxes), number(values["map"]))
+    add("AP at IoU 0.5", (average_precision_50(details, name) for name in boxes), number(values["map_50"]))
+    add("AR, 100 detections (mar_100)", (values[f"mar_100_{name}"] for name in boxes), number(values["mar_100"]))
+    add("MR-2 (lower is better)", (values[f"mr2_{name}"] for name in boxes))
+    add("JI", (values[f"ji_{name}"] for name in boxes))
     for key in ("threshold", "precision", "recall", "f1"):
-        word = f"{key.replace('f1', 'F1')} at best F1"
-        measures[word] = (None, [(points[name]["best_f1"] or {}).get(key) for name in boxes])
-    return [
-        ["labelled boxes", f"{sum(boxes.values()):,}", *(f"{count:,}" for count in boxes.values())],
-        *(
-            [word, number(values[every]) if every else "", *map(number, own)]
-            for word, (every, own) in measures.items()
-        ),
-    ]
+        best = [(points[name]["best_f1"] or {}).get(key) for name in boxes]
+        add(f"{key.replace('f1', 'F1')} at best F1", best)
+    return lines
 
 
 def classes(values: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:

@@ -290,7 +290,7 @@ def finish(trainer: CrowdTrainer, config: Config) -> int:
     weights = f"the best evaluation, at step {best}" if best is not None else f"the last step, {last}"
     write_card(folder, values, found["details"], run.read_record(folder) | {"weights": weights})
     left = trainer.repo.push(folder, final=True) if trainer.repo is not None else []
-    print_summary(folder, trainer.evaluation)
+    print_summary(found)
     print(f"model      {folder}")
     print(f"report     {folder / 'report' / 'report.md'}")
     print(f"dashboard  trackio show --project {trainer.args.project}")

@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from recipe.breakdown import judge
+from recipe.coco import mark
 from recipe.metrics import DetectionMetrics
 from recipe.schema import UserError
 
@@ -229,6 +230,20 @@ def test_several_processes_give_exactly_the_numbers_of_one(processes):
     together.merge(states)
     assert together.compute() == alone.compute()
     assert together.details() == alone.details()
+
+
+def test_details_are_worked_out_once_and_again_when_images_come_in(monkeypatch):
+    """The last epoch's card and the final report ask for the same ones: 24 s of CPU at 12,000 images."""
+    matched = []
+    monkeypatch.setattr("recipe.breakdown.mark", lambda *args: matched.append(1) or mark(*args))
+    images = random_images(10, count=6)
+    metrics = collect(images[:2])
+    assert metrics.details() == metrics.details()
+    assert len(matched) == 1
+    collect(images[2:4], metrics)
+    assert metrics.details() == collect(images[:4]).details()
+    metrics.merge([collect(images[4:]).state()])
+    assert metrics.details() == collect(images).details()
 
 
 def test_the_order_of_the_images_does_not_matter():

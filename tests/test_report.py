@@ -148,7 +148,7 @@ def test_a_degenerate_evaluation_gives_a_report_with_dashes_and_no_nan(case, tmp
     assert "**head**: no labelled boxes" in text
     assert ("**person**: no box was found." in text) == (case == "no detections")
     assert found["details"]["images"] == 1
-    print_summary(tmp_path, metrics)
+    print_summary(found)
 
 
 def test_a_bare_evaluation_beside_an_earlier_one(data, written, tmp_path):
@@ -168,8 +168,8 @@ def test_a_bare_evaluation_beside_an_earlier_one(data, written, tmp_path):
 
 
 def test_the_summary_on_the_terminal_shows_the_reports_numbers(written, capsys):
-    folder, metrics, found = written
-    print_summary(folder, metrics)
+    found = written[2]
+    print_summary(found)
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if "(map)" in line)
     assert line.split()[-3:] == [f"{found[key]:.3f}" for key in ("map", "map_person", "map_head")]
