@@ -8,11 +8,13 @@ Imports lazily: `--help` and a wrong flag answer at once, without torch.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from recipe.config import Config, parse_train, train_parser
@@ -44,9 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(config, rest, argv)
         return int(pkgutil.resolve_name(options.run)(options))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # several processes make the same mistake: one says so
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        code, words = 2, f"error: {error}"
+    except KeyboardInterrupt:
+        again = "; the same command goes on from the last checkpoint" if argv[0] == "train" else ""
+        code, words = 130, f"interrupted{again}"
+    except Exception as error:
+        if not (reason := out_of_room(error)):
+            raise
+        code, words = 2, f"error: a disk is full ({reason}); free some of it and give the same command again"
+    if os.environ.get("RANK", "0") == "0":  # several processes meet the same: one says so
+        print(words, file=sys.stderr)
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="folder for the report; default CHECKPOINT/evaluation-SPLIT")
     evaluate.add_argument("--revision", help="branch, tag (epoch-03) or commit of a Hub repo")
     evaluate.add_argument("--batch_size", type=_count, default=4)
-    evaluate.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
+    evaluate.add_argument("--workers", type=partial(_count, least=0), default=min(8, os.cpu_count() or 1))
     evaluate.add_argument("--limit", type=_count, help="only the first so many images")
     evaluate.add_argument("--compare", type=Path, help="an earlier metrics.json to stand beside")
     evaluate.set_defaults(run="recipe.evaluate:evaluate")
@@ -101,9 +111,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+def out_of_room(error: BaseException | None) -> str | None:
+    """What an error, or one that led to it, says of a full disk; the libraries wrap it or have words of their own."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(words in str(error) for words in ("No space left on device", "unexpected pos")):
+            return " ".join(str(error).split())[:200]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
     return int(text)
 
 

@@ -10,6 +10,8 @@ Standard library only: `--help` and the launcher must answer at once.
 from __future__ import annotations
 
 import argparse
+import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -62,6 +64,9 @@ class Config:
     color: float = _flag(0.0, "probability of a light brightness and contrast change")
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name} {value}: must be a finite number")
         for name in ("num_queries", "decoder_layers", "d_model", "shortest_edge", "longest_edge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be 1 or more")
@@ -151,8 +156,20 @@ REFUSED: dict[str, str] = {
     "fp16_full_eval": "evaluation has the precision of the training",
     "torch_compile_backend": "--torch_compile true compiles the frozen backbone, with inductor",
     "torch_compile_mode": "--torch_compile true compiles the frozen backbone, with inductor",
+    "label_smoothing_factor": "DETR's loss of boxes has no smoothed labels",
     "fsdp": "every GPU holds the whole model",
     "deepspeed": "every GPU holds the whole model",
+}
+
+# What other trainers call a flag of ours.
+ELSEWHERE: dict[str, str] = {
+    "--lr": "--learning_rate",
+    "--batch": "--per_device_train_batch_size",
+    "--batch_size": "--per_device_train_batch_size",
+    "--epochs": "--num_train_epochs",
+    "--workers": "--dataloader_num_workers",
+    "--imgsz": "--shortest_edge and --longest_edge",
+    "--device": "CUDA_VISIBLE_DEVICES in the environment, or --use_cpu true",
 }
 
 # What an evaluation logs as eval_*, and --metric_for_best_model may be.
@@ -183,13 +200,17 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, list[str]]:
     try:
         return Config(**vars(values)), rest
     except ValueError as error:
-        parser.error(str(error))
+        known = [f"--{name}" for name in vars(values)]
+        close = {word: difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.8) for word in rest}
+        typos = [f". Did you mean {hint[0]} by {word}?" for word, hint in close.items() if hint]
+        parser.error("".join([str(error), *typos]))
 
 
 def train_parser() -> argparse.ArgumentParser:
     """The recipe's own flags as argparse knows them, built from `Config`."""
     parser = argparse.ArgumentParser(
         prog="recipe train",
+        usage="recipe train [--preset pilot] --data DIR_OR_REPO [--output_dir DIR] [--FLAG VALUE ...]",
         description="Train a DETR over a frozen DINOv3 on a packed dataset.",
         epilog="Every flag of transformers' TrainingArguments works too (--learning_rate 5e-5, --push_to_hub ...). "
         "Replaced defaults: " + ", ".join(f"{name} {value}" for name, value in TRAINING.items()),

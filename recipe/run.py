@@ -36,7 +36,7 @@ FREE = {"preset", "data", "output_dir", "resume", "max_hours", "push_minutes", "
 TRAINING_IDENTITY = ("num_train_epochs", "max_steps", "learning_rate", "weight_decay", "warmup_steps",
                      "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm", "optim", "optim_args",
                      "adam_beta1", "adam_beta2", "adam_epsilon", "metric_for_best_model", "greater_is_better",
-                     "seed", "bf16", "per_device_train_batch_size", "gradient_accumulation_steps")  # fmt: skip
+                     "seed", "bf16", "fp16", "per_device_train_batch_size", "gradient_accumulation_steps")  # fmt: skip
 
 
 def identity(config: Config, args: TrainingArguments, dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,10 @@ def claim(folder: Path, wanted: Mapping[str, Any], resume: str) -> Path | None:
             "or go on with it by `--resume auto`"
         )
     check_same(read_record(folder)["identity"], wanted, f"--output_dir {folder}")
-    return last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        find_best(checkpoint)
+    return checkpoint
 
 
 def writable(folder: Path, flag: str) -> Path:
@@ -112,6 +115,21 @@ def last_checkpoint(folder: Path) -> Path | None:
         logger.warning("%s was left half written by a killed process: removed", checkpoint)
         shutil.rmtree(checkpoint)
     return None
+
+
+def find_best(checkpoint: Path) -> None:
+    """Name the best checkpoint beside this one by where it lies now.
+
+    Trainer remembers the path that it was written to. In a folder that was moved, or is mounted elsewhere, it would
+    pass over the best model and keep the last.
+    """
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text())
+    best = checkpoint.parent / f"checkpoint-{state['best_global_step']}"
+    if best.is_dir() and state["best_model_checkpoint"] != str(best):
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}, indent=2, sort_keys=True) + "\n")
+        partial.replace(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:

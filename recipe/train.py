@@ -28,11 +28,12 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TrackioCallback
 
 from recipe import run, tracking
+from recipe.access import is_repo_id
 from recipe.annotations import Annotations, describe, summary
 from recipe.backlog import unpushed
 from recipe.card import write_card
 from recipe.checkpoint import SHARDS, load_model, write_backbone
-from recipe.config import DEADLINE_EXIT, METRICS, PILOT_CPU, REFUSED, Config, training_defaults
+from recipe.config import DEADLINE_EXIT, ELSEWHERE, METRICS, PILOT_CPU, REFUSED, Config, training_defaults
 from recipe.data import CrowdDataset, load_split
 from recipe.deadline import Deadline
 from recipe.doctor import driver, installed_driver
@@ -125,9 +126,10 @@ def training_arguments(config: Config, rest: Sequence[str]) -> TrainingArguments
     values, unknown = parser.parse_known_args(list(rest))
     if unknown:
         known = [f"--{name}" for name in vars(values)] + [f"--{field.name}" for field in dataclasses.fields(Config)]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"unknown flag {unknown[0]}{hint}. `recipe train --help` lists the recipe's flags")
+        flag = unknown[0].split("=")[0]
+        close = [ELSEWHERE[flag]] if flag in ELSEWHERE else difflib.get_close_matches(flag, known, n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"unknown flag {unknown[0]}.{hint} `recipe train --help` lists the recipe's flags")
     judge(values, parser)
     compiled, values.torch_compile = values.torch_compile, False  # transformers would compile the loss too: minutes
     try:
@@ -148,6 +150,8 @@ def judge(values: Namespace, parser: ArgumentParser) -> None:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(values, name) < 1:
             raise UserError(f"--{name} {getattr(values, name)}: must be 1 or more")
+    if values.dataloader_num_workers < 0:
+        raise UserError(f"--dataloader_num_workers {values.dataloader_num_workers}: must be 0 or more")
     metric = values.metric_for_best_model.removeprefix("eval_")
     if metric not in METRICS.split():
         allowed = ", ".join(f"eval_{name}" for name in METRICS.split())
@@ -172,16 +176,24 @@ def open_repo(config: Config, args: TrainingArguments) -> RunRepo | None:
 def pin(config: Config, repo: RunRepo | None) -> Config:
     """Branches become commits: those of the run that is gone on with, else today's. The same on every process."""
     earlier = (repo.record if repo is not None else None) or run.read_record(Path(config.output_dir))
-    backbone, data = config.backbone_revision, config.data_revision
     if earlier:
         backbone = earlier["config"]["backbone_revision"]
-        if earlier["config"]["data"] == config.data:
-            data = earlier["dataset"]["revision"]
-    elif config.backbone.count("/") == 1 and not Path(config.backbone).exists():
-        with contextlib.suppress(OSError, ValueError, httpx2.HTTPError):  # offline: whatever lies in the cache
-            backbone = HfApi().model_info(config.backbone, revision=config.backbone_revision).sha
+    else:
+        backbone = newest(config.backbone, config.backbone_revision, "model")
+    if earlier and earlier["config"]["data"] == config.data:
+        data = earlier["dataset"]["revision"]
+    else:  # or a push to the dataset between the two downloads would give its splits from two commits
+        data = newest(config.data or "", config.data_revision, "dataset")
     pinned = dataclasses.replace(config, backbone_revision=backbone, data_revision=data)
     return broadcast_object_list([pinned])[0]
+
+
+def newest(name: str, revision: str | None, kind: str) -> str | None:
+    """The commit that a revision of a Hub repo stands for now; the revision itself for a folder, or offline."""
+    if is_repo_id(name):
+        with contextlib.suppress(OSError, ValueError, httpx2.HTTPError):  # offline: whatever lies in the cache
+            return HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+    return revision
 
 
 def load_data(config: Config, args: TrainingArguments) -> tuple[CrowdDataset, CrowdDataset, dict[str, Any]]:
@@ -275,7 +287,8 @@ def finish(trainer: CrowdTrainer, config: Config) -> int:
     from recipe.report import print_summary, write_report
 
     last = trainer.state.global_step
-    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    kept = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
+    best = trainer.state.best_global_step if kept else None
     if trainer.evaluation is None or best not in (None, last):
         trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation of the final model")
     if not trainer.is_world_process_zero():
@@ -294,4 +307,7 @@ def finish(trainer: CrowdTrainer, config: Config) -> int:
     print(f"model      {folder}")
     print(f"report     {folder / 'report' / 'report.md'}")
     print(f"dashboard  trackio show --project {trainer.args.project}")
+    if config.preset == "pilot":
+        print(f"{last} steps prove that everything runs; scores of 0 are to be expected of them")
+    print(f"next       recipe predict {folder} PHOTOS --out DIR")
     return report_unpushed(left, folder)

@@ -21,7 +21,7 @@ from transformers import DetrForObjectDetection, DetrImageProcessor, Trainer, Tr
 from transformers.trainer_utils import EvalLoopOutput
 
 from recipe.backlog import PUSHED
-from recipe.batches import OrientationBatchSampler, collate, fits_shared_memory, normalise
+from recipe.batches import OrientationBatchSampler, collate, fits_shared_memory, normalise, undisturbed
 from recipe.card import write_card
 from recipe.checkpoint import SHARDS, load_weights, save_detector
 from recipe.config import Config
@@ -54,6 +54,7 @@ class CrowdTrainer(Trainer):
         self.recipe = config
         self.evaluation: DetectionMetrics | None = None  # the last evaluation, for the report
         self.values: dict[str, float] = {}  # and its numbers
+        self.evaluated_step = -1
         self.shown: dict[int, dict[str, np.ndarray]] = {}  # image id -> its detections in the last evaluation
         self._loaders: dict[str, DataLoader] = {}
         self._losses: Any = 0.0  # [layers, 3] summed over the batches since the last log, of which there are
@@ -91,6 +92,7 @@ class CrowdTrainer(Trainer):
                     dataset, batch_size, shuffle=shuffle, seed=self.args.seed, processes=self.args.world_size
                 ),
                 collate_fn=collate,
+                worker_init_fn=undisturbed,
                 num_workers=workers,
                 pin_memory=self.args.dataloader_pin_memory,
                 persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
@@ -158,7 +160,7 @@ class CrowdTrainer(Trainer):
             self.evaluation.merge([state for state, _ in states])
             self.shown = {key: value for _, shown in states for key, value in shown.items()}
         prefix = kwargs.get("metric_key_prefix", "eval")
-        self.values = self.evaluation.compute()
+        self.values, self.evaluated_step = self.evaluation.compute(), self.state.global_step
         output.metrics.update({f"{prefix}_{key}": value for key, value in self.values.items()})
         return output
 
@@ -206,6 +208,8 @@ class CrowdTrainer(Trainer):
         if self.repo is not None:
             if self.evaluation is not None:
                 weights = f"epoch {self.state.epoch:.2f}, step {self.state.global_step}"
+                if self.evaluated_step != self.state.global_step:
+                    weights += f"; all numbers are those of step {self.evaluated_step}"
                 record = read_record(Path(self.args.output_dir)) | {"weights": weights}
                 write_card(Path(checkpoint_folder), self.values, self.evaluation.details(), record)
             left = self.repo.push(Path(self.args.output_dir))

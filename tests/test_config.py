@@ -82,6 +82,8 @@ def test_the_best_is_the_lowest_miss_rate_and_the_highest_of_all_else(tmp_path):
         (["--data", "x", "--augment", "maybe"], ["maybe", "neither true nor false"]),
         (["--preset", "huge"], ["huge", "full", "pilot"]),
         ([], ["--data is missing", "data_prep pack"]),
+        (["--dta", "x"], ["--data is missing", "Did you mean --data by --dta?"]),
+        (["--data", "x", "--rotate", "nan"], ["--rotate nan", "finite"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_2(flags, words, capsys):
@@ -96,6 +98,8 @@ def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_2(flags, words,
     ("flags", "words"),
     [
         (["--learning_rte", "1"], ["--learning_rte", "--learning_rate"]),
+        (["--lr", "1"], ["unknown flag --lr. Did you mean --learning_rate?"]),
+        (["--dataloader_num_workers", "-1"], ["--dataloader_num_workers -1", "0 or more"]),
         (["--eval_strategy", "sometimes"], ["sometimes"]),
         (["--save_strategy", "no"], ["load_best_model_at_end"]),
         (["--num_train_epochs", "many"], ["many"]),
@@ -112,6 +116,7 @@ def test_a_wrong_flag_of_transformers_is_refused_with_a_suggestion(flags, words)
 
 
 HARMFUL = {"resume_from_checkpoint": "checkpoint-8", "hub_revision": "draft", "hub_strategy": "end", "data_seed": "7"}
+HARMFUL |= {"label_smoothing_factor": "0.1"}
 HARMFUL |= {"train_sampling_strategy": "sequential", "fsdp": "full_shard", "deepspeed": "zero.json"}
 
 

@@ -30,6 +30,7 @@ from data_prep.upload import upload
 from recipe.checkpoint import SHARDS
 from recipe.cli import main
 from recipe.config import Config
+from recipe.data import load_split
 from recipe.model import BACKBONE_PREFIX, detr_config, tiny_backbone
 from recipe.run import checkpoints
 from recipe.tracking import read_log
@@ -276,6 +277,23 @@ def test_data_and_backbone_stay_those_of_the_first_day(hub, packed, tmp_path):
         api.upload_file(path_or_fileobj=b"{}", path_in_repo="manifest.json", repo_id="alice/data", repo_type="dataset")
         api.upload_file(path_or_fileobj=b"new", path_in_repo="notes.txt", repo_id="alice/backbone")
     assert backbone.encode() in hub.repo("alice/pinned").read("README.md", "main")
+
+
+def test_both_splits_are_of_one_commit(hub, packed, tmp_path, monkeypatch):
+    """The dataset gets a commit between the two downloads."""
+    data, asked = upload(packed, "alice/race"), []
+
+    def load(name, split, *, revision, limit):
+        asked.append(revision)
+        found = load_split(name, split, revision=revision, limit=limit)
+        hub.api(TOKEN).upload_file(
+            path_or_fileobj=b"{}", path_in_repo="manifest.json", repo_id="alice/race", repo_type="dataset"
+        )
+        return found
+
+    monkeypatch.setattr("recipe.train.load_split", load)
+    assert main(["train", "--data", "alice/race", *TINY, "--output_dir", str(tmp_path / "run")]) == 0
+    assert asked == [data, data]
 
 
 # ---- secrets ----

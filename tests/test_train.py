@@ -7,12 +7,14 @@ import os
 import pytest
 from conftest import make_yolo
 
+from recipe.checkpoint import SHARDS
 from recipe.cli import main
 from recipe.config import parse_train
 from recipe.metrics import DetectionMetrics
 from recipe.model import build_model
 from recipe.schema import UserError
 from recipe.train import built_in_sample, settle, training_arguments
+from recipe.trainer import CrowdTrainer
 
 
 class Killed(BaseException):
@@ -50,6 +52,45 @@ def test_the_card_names_the_weights_at_the_root(tiny_flags, tmp_path, monkeypatc
     command = ["train", *tiny_flags, "--load_best_model_at_end", best, "--output_dir", str(tmp_path / "run")]
     assert main(command) == 0
     assert f"Weights of {words}." in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_run_in_a_folder_that_was_moved_still_ends_with_its_best_model(tiny_flags, tmp_path, monkeypatch):
+    """Fails if trainer_state.json keeps the old path: the last model took the root, under the card of the best."""
+    scores = iter([0.7, 0.2])
+    compute = DetectionMetrics.compute
+    monkeypatch.setattr(DetectionMetrics, "compute", lambda self: compute(self) | {"map": next(scores, 0.2)})
+    command = ["train", *tiny_flags, "--output_dir"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    best = (tmp_path / "one" / SHARDS[False]).read_bytes()
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert main([*command, str(tmp_path / "two")]) == 0
+    assert (tmp_path / "two" / SHARDS[False]).read_bytes() == best
+    assert "Weights of the best evaluation, at step 4." in (tmp_path / "two" / "README.md").read_text()
+
+
+def test_ctrl_c_is_one_line(tiny_flags, tmp_path, monkeypatch, capsys):
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CrowdTrainer, "training_step", interrupted)
+    assert main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "interrupted; the same command goes on from the last checkpoint"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "a"), RuntimeError("unexpected pos 704 vs 5")]
+)
+def test_a_full_disk_is_one_line(error, tiny_flags, tmp_path, monkeypatch, capsys):
+    def full(*_args):
+        try:
+            raise error
+        except Exception as found:
+            raise ValueError("wrapped by a library") from found
+
+    monkeypatch.setattr(CrowdTrainer, "_save_checkpoint", full)
+    assert main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]) == 2
+    assert "error: a disk is full (" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_torch_compile_compiles_the_frozen_layers_and_nothing_else(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,6 +140,15 @@ def test_the_best_model_is_kept_when_it_is_not_the_last(tiny_flags, tmp_path, mo
     assert same(weights(tmp_path / "run"), weights(best))
 
 
+def test_the_card_of_a_checkpoint_within_an_epoch_says_whose_numbers_it_shows(tiny_flags, tmp_path):
+    steps = ["--save_strategy", "steps", "--save_steps", "6", "--load_best_model_at_end", "false"]
+    trainer = make_trainer([*tiny_flags, *steps], tmp_path)
+    trainer.repo, trainer.args.push_to_hub = SimpleNamespace(push=lambda folder: []), True
+    trainer.train()
+    card = (tmp_path / "run" / "checkpoint-6" / "README.md").read_text()
+    assert "Weights of epoch 1.50, step 6; all numbers are those of step 4." in card
+
+
 @pytest.mark.parametrize("loader", ["_load_from_checkpoint", "_load_best_model"])
 def test_a_checkpoint_that_lacks_a_tensor_is_never_restored_in_part(tiny_flags, tmp_path, loader):
     """Fails with either of Trainer's own loaders: strict=False, a warning, and the tensor stays as it was."""
@@ -260,15 +270,16 @@ def test_the_deadline_leaves_a_whole_checkpoint_and_the_same_command_goes_on(fin
     assert same(weights(tmp_path / "run"), weights(whole))
 
 
-def test_sigterm_saves_and_stops(finished, tmp_path):
+def test_sigterm_saves_and_stops_also_when_the_whole_group_gets_it(finished, tmp_path):
+    """systemd and Slurm signal the loader's workers too; fails if they die of it."""
     _, flags = finished
     code = """
-import os, signal, sys
+import os, sys
 from recipe.cli import main
 from recipe.trainer import CrowdTrainer
 def step(self, *args, original=CrowdTrainer.training_step):
     if self.state.global_step == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.system(f"kill -TERM -{os.getpgrp()}")  # from another process, as theirs comes
     return original(self, *args)
 CrowdTrainer.training_step = step
 sys.exit(main(["train", *sys.argv[1:]]))
@@ -280,6 +291,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
         env=os.environ | {"PYTHONPATH": os.getcwd()},
         timeout=240,
         check=False,
+        process_group=0,
     )
     assert done.returncode == DEADLINE_EXIT
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-3"]
