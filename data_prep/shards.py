@@ -94,10 +94,6 @@ def _write(folder: YoloFolder, todo: list[Shard], work: Path, workers: int, veri
                 for future in as_completed(futures):
                     future.result()
                     advance(len(futures[future].entries))
-        except BrokenProcessPool:
-            raise UserError(
-                f"one of {processes} processes was killed, most likely for want of memory: give fewer --workers"
-            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
     return {shard: work / f"{shard.stem}.parquet" for shard in todo}
@@ -158,6 +154,11 @@ def _claimed(out: Path, root: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write to {out}: {reason}. Give --out a folder on a disk with room") from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that wrote a shard was killed (out of memory?): the same command goes on where it stopped, "
+            "fewer --workers need less memory"
+        ) from error
 
 
 def _locked(lock: IO[str]) -> bool:

@@ -236,11 +236,21 @@ def test_after_ctrl_c_no_process_goes_on(tmp_path):
         os.killpg(process.pid, 0)
 
 
-def test_a_process_that_was_killed_is_named_as_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "_table", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    write_folder(tmp_path / "in", crowd(3))
-    with pytest.raises(UserError, match="fewer --workers"):
-        pack(tmp_path / "in", tmp_path / "out")
+def test_after_a_killed_process_the_finished_shards_stay_and_are_taken_over(tmp_path, monkeypatch):
+    write_folder(tmp_path / "in", crowd(30))
+    table = parquet._table
+
+    def deadly(rows, schema):
+        return os.kill(os.getpid(), signal.SIGKILL) if rows[0][0] >= 15 else table(rows, schema)
+
+    monkeypatch.setattr(parquet, "_table", deadly)
+    with pytest.raises(UserError, match=r"killed \(out of memory\?\).*fewer --workers"):
+        pack(tmp_path / "in", tmp_path / "out", workers=1, shard_size=20_000)
+    monkeypatch.undo()
+    finished = {path.stat().st_ino for path in (tmp_path / "out/.pack").glob("*.parquet")}
+    assert len(finished) >= 2
+    pack(tmp_path / "in", tmp_path / "out", shard_size=20_000)
+    assert finished < {path.stat().st_ino for path in (tmp_path / "out/data").iterdir()}
 
 
 def test_a_changed_image_rewrites_its_shard_alone(tmp_path):
