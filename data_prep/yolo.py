@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from recipe.schema import CLASS_NAMES, SPLITS, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
 AT_ONCE = 8  # images that a thread reads before it hands them over: one by one costs a third of the speed
+PAUSE = 2.0  # seconds between two lines of progress, but before the last
 NOT_LABELS = ("classes.txt", "labels.txt")  # annotation tools leave these beside the label files
 
 
@@ -175,14 +177,17 @@ def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
 
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """`advance(images)`: a bar where somebody watches, ten plain lines in a log."""
-    done = 0
+    """`advance(images)`: a bar where somebody watches; in a log plain lines, ten at most and `PAUSE` apart."""
+    done = said = 0
+    since = time.monotonic()
 
     def advance(images: int) -> None:
-        nonlocal done
-        before, done = done, done + images
-        if done * 10 // total > before * 10 // total:
+        nonlocal done, said, since
+        done += images
+        due = done * 10 // total > said * 10 // total and time.monotonic() >= since + PAUSE
+        if due or done == total > said:
             print(f"{what}: {done:,} of {total:,} images", file=sys.stderr, flush=True)
+            said, since = done, time.monotonic()
 
     if not sys.stderr.isatty():
         yield advance
