@@ -8,7 +8,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +46,15 @@ def load_split(
         info: data, split, revision (commit of a Hub repo), manifest (sha256 of manifest.json, where there is one).
 
     Raises:
-        UserError: no such folder or repo, not packed, no such split, other columns, or bad values.
+        UserError: no such folder or repo, not packed, no such split, shards missing, other columns, or bad values.
     """
     folder, commit = (Path(data), None) if Path(data).is_dir() else _download(data, split, revision)
     paths = [str(path) for path in sorted(folder.glob(f"data/{split}-*.parquet"))]
     where = f"{split} of {data}"
+    names = [Path(path).name for path in paths]
+    listed = _listed(folder, split, names)
+    if missing := [name for name in listed if not any(there.startswith(name) for there in names)]:
+        raise UserError(_shards_missing(data, split, commit, missing, len(listed)))
     if not paths:
         raise UserError(_no_shards(folder, data, split))
     for path in paths:
@@ -81,6 +88,25 @@ def _download(data: str, split: str, revision: str | None) -> tuple[Path, str]:
             f"--data {data}: neither a folder here nor a dataset that the Hub hands out ({reason}); {choices}."
         ) from error
     return Path(path), Path(path).name  # a snapshot's folder is named after its commit
+
+
+def _listed(folder: Path, split: str, names: list[str]) -> list[str]:
+    """How the names of the split's shards should begin: as manifest.json lists them, else by their own -of-N."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # no manifest, or none that `pack` wrote
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return [str(file["name"]) for file in manifest["splits"][split]["files"]]
+    counts = {found[1] for name in names if (found := re.match(rf"{split}-\d{{5}}-of-(\d{{5}})", name))}
+    return [f"{split}-{index:05d}-of-{count}" for count in counts for index in range(int(count))]
+
+
+def _shards_missing(data: str, split: str, commit: str | None, missing: list[str], of: int) -> str:
+    download = f"`hf download {data} --repo-type dataset --revision {commit}`"
+    fetch = download if commit else "copy the whole folder again"
+    more = ", ..." if len(missing) > 3 else ""
+    return (
+        f"--data {data} lacks {len(missing)} of {of} shards of {split}: {', '.join(missing[:3])}{more}. A copy or "
+        f"download that did not end: {fetch}, or pack it anew with `python -m data_prep pack YOLO_DIR --out DIR`."
+    )
 
 
 def _no_shards(folder: Path, data: str, split: str) -> str:

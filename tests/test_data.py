@@ -1,5 +1,7 @@
 """Splits and their items: what is read, what is refused, and boxes that the stock processor turns back."""
 
+import json
+
 import datasets
 import numpy as np
 import packed
@@ -75,6 +77,45 @@ def test_a_hub_repo_is_downloaded_and_its_commit_is_told(tmp_path, monkeypatch):
     assert asked["revision"] == "v1"
     assert "data/train-*.parquet" in asked["allow_patterns"]
     assert not any("validation" in pattern for pattern in asked["allow_patterns"])
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_folder_that_lacks_shards_is_refused_with_their_names(tmp_path, monkeypatch, manifest):
+    """Copied or downloaded in part, it would train on part of the images without a word."""
+    import huggingface_hub
+
+    folder = packed.write(tmp_path / "crowd", packed.crowd(8), shards=4)
+    names = [path.stem for path in sorted((folder / "data").iterdir())]
+    if manifest:
+        files = [{"name": f"{name}.parquet"} for name in names]
+        (folder / "manifest.json").write_text(json.dumps({"splits": {"train": {"files": files}}}))
+    assert len(load_split(str(folder), "train")[1]) == 8
+    for name in names[2:]:
+        (folder / "data" / f"{name}.parquet").unlink()
+    missing = rf"lacks 2 of 4 shards of train: {names[2]}.*, {names[3]}"
+    with pytest.raises(UserError, match=rf"{missing}.*copy the whole folder again.*data_prep pack"):
+        load_split(str(folder), "train")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(folder))
+    with pytest.raises(UserError, match=rf"{missing}.*hf download someone/crowd --repo-type dataset"):
+        load_split("someone/crowd", "train")
+
+
+def test_only_the_manifest_knows_that_no_shard_of_a_split_came(tmp_path):
+    folder = packed.write(tmp_path / "crowd", packed.crowd(2))
+    (folder / "manifest.json").write_text('{"splits": {"validation": {"files": [{"name": "validation-0.parquet"}]}}}')
+    with pytest.raises(UserError, match=r"lacks 1 of 1 shards of validation: validation-0\.parquet"):
+        load_split(str(folder), "validation")
+
+
+@pytest.mark.parametrize("names", [["train-a.parquet", "train-b.parquet"], ["train-00000-of-00001-0a1b2c.parquet"]])
+@pytest.mark.parametrize("manifest", [None, "[1]", '{"splits": ["train"]}', "no JSON"])
+def test_a_dataset_of_others_with_other_names_is_read(tmp_path, names, manifest):
+    folder = packed.write(tmp_path / "crowd", packed.crowd(4), shards=len(names))
+    for path, name in zip(sorted((folder / "data").iterdir()), names, strict=True):
+        path.rename(folder / "data" / name)
+    if manifest is not None:
+        (folder / "manifest.json").write_text(manifest)
+    assert len(load_split(str(folder), "train")[1]) == 4
 
 
 def test_what_cannot_be_read_is_told_with_the_command_that_helps(tmp_path):
