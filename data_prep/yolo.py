@@ -161,14 +161,21 @@ def _pair(root: Path, images: Path, labels: Path) -> Split:
 
 
 def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """Every visible file below a folder, sorted, as (relative name, (size, mtime in ns))."""
+    """Every visible file below a folder, linked folders too, sorted, as (relative name, (size, mtime in ns))."""
+    ways: dict[str, tuple[Path, ...]] = {os.fspath(folder): (folder.resolve(),)}  # folder -> real folders on the way
     found: list[tuple[str, tuple[int, ...]]] = []
 
     def unreadable(error: OSError) -> None:  # os.walk would pass over the folder in silence
         raise error
 
-    for base, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for base, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        way = ways.pop(base)
+        for name in folders[:]:
+            path, real = os.path.join(base, name), Path(base, name).resolve()
+            if name.startswith(".") or any(passed.is_relative_to(real) for passed in way):  # a link leads back
+                folders.remove(name)
+            else:
+                ways[path] = (*way, real)
         for path in (os.path.join(base, name) for name in names if not name.startswith(".")):
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a dead link is unreadable
             found.append((path.removeprefix(os.path.join(folder, "")), (status.st_size, status.st_mtime_ns)))
