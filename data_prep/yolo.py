@@ -152,11 +152,12 @@ def _pair(root: Path, images: Path, labels: Path) -> Split:
             label, label_stamp = label_of.pop(stem, (None, ()))
             split.entries.append(Entry(name, file, label, stamp + label_stamp))
         elif labels != images or suffix.lower() != ".txt":
-            split.problems.append(Problem(file, 0, "not_an_image", "ignored", f"suffix {suffix or 'missing'}"))
+            detail = f"suffix {readable(suffix) or 'missing'}"
+            split.problems.append(Problem(readable(file), 0, "not_an_image", "ignored", detail))
     for file, _ in label_of.values():
         lines = len(label_lines((root / file).read_bytes()))
         split.orphan_boxes += lines
-        split.problems.append(Problem(file, 0, "label_without_image", "ignored", f"{lines} boxes"))
+        split.problems.append(Problem(readable(file), 0, "label_without_image", "ignored", f"{lines} boxes"))
     return split
 
 
@@ -180,6 +181,11 @@ def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a dead link is unreadable
             found.append((path.removeprefix(os.path.join(folder, "")), (status.st_size, status.st_mtime_ns)))
     return sorted(found)
+
+
+def readable(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8, as old archives hold them, become \\xe9."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @contextmanager
@@ -231,19 +237,22 @@ def scan(folder: YoloFolder, entries: Sequence[Entry], workers: int, verify: Ver
 
 def read_example(folder: YoloFolder, entry: Entry, verify: Verify = "full") -> Example:
     """Read one image and its label file. What is wrong with them is in `labels.problems`, never raised."""
-    lines = b""
+    lines, label = b"", readable(entry.label or "")
     rule = "unreadable_label"
     try:
         lines = (folder.root / entry.label).read_bytes() if entry.label else b""
+        rule = "file_name"
+        if readable(entry.name) != entry.name:
+            raise ValueError("its name is not UTF-8: rename it, and its label file")
         rule = "unreadable_image"
         data = (folder.root / entry.image).read_bytes()
         width, height = image_size(data, verify)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        labels = read_labels(lines, entry.label or "", folder.classes, 1, 1)
-        problems = [Problem(entry.image, 0, rule, "refused", reason)]
+        labels = read_labels(lines, label, folder.classes, 1, 1)
+        problems = [Problem(readable(entry.image), 0, rule, "refused", reason)]
         problems += [problem for problem in labels.problems if problem.action == "refused"]
         dropped = Counter({rule: labels.boxes_in} if labels.boxes_in else {})
         none = labels._replace(bbox_xywh=labels.bbox_xywh[:0], category=labels.category[:0])
         return Example(entry, b"", 0, 0, none._replace(dropped=dropped, problems=problems))
-    return Example(entry, data, width, height, read_labels(lines, entry.label or "", folder.classes, width, height))
+    return Example(entry, data, width, height, read_labels(lines, label, folder.classes, width, height))

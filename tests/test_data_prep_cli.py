@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -68,6 +69,26 @@ def test_inspect_says_when_pack_would_refuse_and_lists_why(tmp_path, capsys):
         ("labels/train/a.txt", 2),
         ("images/train/b.jpg", 0),
     ]
+
+
+def test_names_that_are_no_utf8_are_refused_by_inspect_and_pack_alike(tmp_path, capsys):
+    """Old zips hold them; a Parquet column and problems.csv cannot."""
+    name = os.fsdecode(b"caf\xe9")
+    write_folder(
+        tmp_path / "in", {f"{name}.jpg": (picture(), "0 0.5 0.5 0.2 0.2\nnonsense\n"), "b.jpg": (picture(), "")}
+    )
+    write_folder(tmp_path / "in", {f"{name}.{name}": (b"", None)})
+    (tmp_path / f"in/labels/train/{name}s.txt").write_text("")
+    assert run("inspect", tmp_path / "in", "--json", tmp_path / "report.json") == 1
+    line = r"images/train/caf\xe9.jpg  file_name: its name is not UTF-8: rename it, and its label file"
+    said = capsys.readouterr().out
+    said.encode()
+    assert line in said
+    assert run("pack", tmp_path / "in", "--out", tmp_path / "out") == 2
+    assert line in capsys.readouterr().err
+    assert run("pack", tmp_path / "in", "--out", tmp_path / "out", "--on-bad", "skip") == 0
+    problems = (tmp_path / "out/problems.csv").read_text(encoding="utf-8")
+    assert all(rf"train/caf\xe9{rest}," in problems for rest in (".jpg", r".caf\xe9", "s.txt", ".txt"))
 
 
 @pytest.mark.parametrize(
