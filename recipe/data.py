@@ -12,12 +12,15 @@ import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import Dataset
 
 from recipe.access import in_a_line, is_repo_id
@@ -27,6 +30,8 @@ from recipe.config import Config
 from recipe.geometry import Geometry
 from recipe.images import decode, render
 from recipe.schema import UserError, check_dataset
+
+ANEW = "pack it anew with `python -m data_prep pack YOLO_DIR --out DIR`"
 
 
 def load_split(
@@ -46,7 +51,8 @@ def load_split(
         info: data, split, revision (commit of a Hub repo), manifest (sha256 of manifest.json, where there is one).
 
     Raises:
-        UserError: no such folder or repo, not packed, no such split, shards missing, other columns, or bad values.
+        UserError: no such folder or repo, not packed, no such split, shards missing or damaged, other columns, or
+            bad values.
     """
     folder, commit = (Path(data), None) if Path(data).is_dir() else _download(data, split, revision)
     paths = [str(path) for path in sorted(folder.glob(f"data/{split}-*.parquet"))]
@@ -58,9 +64,12 @@ def load_split(
     if not paths:
         raise UserError(_no_shards(folder, data, split))
     for path in paths:
-        check_dataset(datasets.Features.from_arrow_schema(pq.read_schema(path)), path)
-    annotations = read(paths, where)
-    source = datasets.Dataset.from_parquet(paths, split=split, columns=["image", "image_id"])
+        with _whole(path):
+            found = datasets.Features.from_arrow_schema(pq.read_schema(path))
+        check_dataset(found, path)
+    with _whole(where):
+        annotations = read(paths, where)
+        source = datasets.Dataset.from_parquet(paths, split=split, columns=["image", "image_id"])
     source = source.cast_column("image", datasets.Image(decode=False))
     if not np.array_equal(source.data.column("image_id").to_numpy(), annotations.image_id):
         raise UserError(
@@ -105,8 +114,23 @@ def _shards_missing(data: str, split: str, commit: str | None, missing: list[str
     more = ", ..." if len(missing) > 3 else ""
     return (
         f"--data {data} lacks {len(missing)} of {of} shards of {split}: {', '.join(missing[:3])}{more}. A copy or "
-        f"download that did not end: {fetch}, or pack it anew with `python -m data_prep pack YOLO_DIR --out DIR`."
+        f"download that did not end: {fetch}, or {ANEW}."
     )
+
+
+@contextlib.contextmanager
+def _whole(where: str) -> Iterator[None]:
+    """What Arrow raises in here at damaged bytes becomes a UserError; the machine's own errors have a number."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        if getattr(cause, "errno", None):
+            raise
+        raise UserError(
+            f"{where} is damaged ({in_a_line(cause)}): cut short on its way, or a git-lfs pointer. "
+            f"Fetch it again (`hf download`, `git lfs pull`), or {ANEW}."
+        ) from error
 
 
 def _no_shards(folder: Path, data: str, split: str) -> str:

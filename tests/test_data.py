@@ -118,6 +118,33 @@ def test_a_dataset_of_others_with_other_names_is_read(tmp_path, names, manifest)
     assert len(load_split(str(folder), "train")[1]) == 4
 
 
+def damage_footer(data):
+    return data[: len(data) // 2]
+
+
+def damage_pointer(data):
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+def damage_boxes(data):
+    return data[: len(data) - 20_000] + bytes(10_000) + data[-10_000:]
+
+
+def damage_photographs(data):
+    return data[:8] + bytes(1000) + data[1008:]
+
+
+@pytest.mark.parametrize("damage", [damage_footer, damage_pointer, damage_boxes, damage_photographs])
+def test_a_damaged_shard_is_told_in_one_line(tmp_path, damage):
+    folder = packed.write(tmp_path / "crowd", packed.crowd(40))
+    (shard,) = (folder / "data").iterdir()
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(UserError, match=rf"{folder}.* is damaged \(.*hf download.*data_prep pack") as error:
+        load_split(str(folder), "train")
+    assert "\n" not in str(error.value)
+    assert shard.name in str(error.value) or damage in (damage_boxes, damage_photographs)
+
+
 def test_what_cannot_be_read_is_told_with_the_command_that_helps(tmp_path):
     (tmp_path / "yolo").mkdir()
     with pytest.raises(UserError, match=r"not packed.*data_prep pack"):
