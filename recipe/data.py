@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,8 @@ from recipe.config import Config
 from recipe.geometry import Geometry
 from recipe.images import decode, render
 from recipe.schema import UserError, check_dataset
+
+logger = logging.getLogger(__name__)
 
 ANEW = "pack it anew with `python -m data_prep pack YOLO_DIR --out DIR`"
 
@@ -143,6 +147,16 @@ def _no_shards(folder: Path, data: str, split: str) -> str:
     )
 
 
+class BadImage(UserError):
+    """An image that cannot be trained on, in one line also where torch has raised it again for a DataLoader's worker,
+    with the worker's traceback for a message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+        if os.environ.get("RANK", "0") != "0":  # the command line leaves the word to rank 0, which has other images
+            logger.error("error: %s", self)
+
+
 class CrowdDataset(Dataset):
     """Images of a split, resized and augmented, with their boxes.
 
@@ -200,16 +214,16 @@ class CrowdDataset(Dataset):
     def _pixels(
         self, index: int, orig_size: tuple[int, int], size: tuple[int, int], transform: Transform
     ) -> np.ndarray:
-        data = self.source[index]["image"]["bytes"]
+        image = self.source[index]["image"]
+        name = f"{image['path']} (image_id {self.annotations.image_id[index]})"
+        again = "pack again, with every image decoded: `python -m data_prep pack YOLO_DIR --out DIR --verify full`"
         try:
-            pixels = decode(data, spare=True)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"image_id {self.annotations.image_id[index]} cannot be decoded: {error}") from error
+            pixels = decode(image["bytes"], spare=True)
+        except Exception as error:  # a decoder's errors share no base
+            raise BadImage(f"{name} cannot be decoded: {in_a_line(error)}; {again}") from error
         if (pixels.shape[0] > pixels.shape[1]) != (orig_size[0] > orig_size[1]):
-            raise ValueError(
-                f"image_id {self.annotations.image_id[index]} is {pixels.shape[1]}x{pixels.shape[0]}, "
-                f"but its columns say {orig_size[1]}x{orig_size[0]}: pack the dataset again."
-            )
+            found, said = (f"{width}x{height}" for height, width in (pixels.shape[:2], orig_size))
+            raise BadImage(f"{name} is {found}, but its columns say {said}; {again}")
         return render(pixels, size, transform)
 
     def _boxes(self, index: int, size: tuple[int, int], transform: Transform) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,14 @@
 """Splits and their items: what is read, what is refused, and boxes that the stock processor turns back."""
 
 import json
+import re
 
 import datasets
 import numpy as np
 import packed
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import DetrImageProcessor
 from transformers.image_transforms import center_to_corners_format
 from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
@@ -163,15 +165,26 @@ def test_what_cannot_be_read_is_told_with_the_command_that_helps(tmp_path):
         load_split(str(tmp_path / "other"), "train")
 
 
-def test_an_image_that_does_not_match_its_columns_or_is_broken_stops_with_its_id(tmp_path):
+def test_an_image_that_does_not_match_its_columns_or_is_broken_stops_with_its_name(tmp_path, caplog, monkeypatch):
+    """`pack --verify header` lets them through; torch hands on a worker's error with a traceback as its message."""
     turned = packed.row(5, 40, 60, data=packed.encoded(packed.photograph(60, 40)))
     broken = packed.row(6, 40, 60, data=b"\xff\xd8 no image")
     source, annotations, _ = load_split(str(packed.write(tmp_path / "crowd", [turned, broken])), "train")
     dataset = CrowdDataset(source, annotations, Geometry(64, 96))
-    with pytest.raises(ValueError, match="image_id 5 is 40x60, but its columns say 60x40"):
+    with pytest.raises(UserError, match=r"^5\.jpg \(image_id 5\) is 40x60, but its columns say 60x40"):
         dataset[0]
-    with pytest.raises(ValueError, match="image_id 6 cannot be decoded"):
+    message = (
+        r"^6\.jpg \(image_id 6\) cannot be decoded: .*`python -m data_prep pack YOLO_DIR --out DIR --verify full`$"
+    )
+    for workers in (0, 1):
+        with pytest.raises(UserError) as error:
+            next(iter(DataLoader(dataset, batch_size=None, sampler=[1], num_workers=workers)))
+        assert re.match(message, str(error.value))
+    assert not caplog.records
+    monkeypatch.setenv("RANK", "1")  # `recipe` prints the errors of rank 0 alone
+    with pytest.raises(UserError):
         dataset[1]
+    assert re.match(message, caplog.messages[0].removeprefix("error: "))
 
 
 SHAPES = {
