@@ -116,6 +116,7 @@ def _pack(args: argparse.Namespace) -> int:
     if args.repo_id:
         write_card(args.out, manifest, args.repo_id)
         print(f"{args.repo_id} holds them, in commit {upload(args.out, args.repo_id, private=not args.public)}")
+    print(f"next: recipe train --data {args.out}")
     return 0
 
 

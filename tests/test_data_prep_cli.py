@@ -30,6 +30,8 @@ def test_sample_inspect_and_pack_follow_one_another(tmp_path, capsys):
     assert run("inspect", tmp_path / "in", "--json", tmp_path / "report.json") == 0
     assert run("pack", tmp_path / "in", "--out", tmp_path / "out", "--shard-size", "1MB") == 0
     said = capsys.readouterr().out
+    assert f"`pack` accepts this folder; next: python -m data_prep pack {tmp_path / 'in'} --out OUT\n" in said
+    assert said.endswith(f"next: recipe train --data {tmp_path / 'out'}\n")
     report = json.loads((tmp_path / "report.json").read_text())
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     boxes = manifest["splits"]["train"]["boxes"]
@@ -64,6 +66,7 @@ def test_inspect_says_when_pack_would_refuse_and_lists_why(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "labels/train/a.txt:2  malformed" in said
     assert "images/train/b.jpg  unreadable_image: the file is empty" in said
+    assert f"leave it out with `python -m data_prep pack {tmp_path / 'in'} --out OUT --on-bad skip`\n" in said
     problems = json.loads((tmp_path / "report.json").read_text())["problems"]
     assert [(problem["file"], problem["line"]) for problem in problems] == [
         ("labels/train/a.txt", 2),
