@@ -94,6 +94,16 @@ def test_names_that_are_no_utf8_are_refused_by_inspect_and_pack_alike(tmp_path, 
     assert all(rf"train/caf\xe9{rest}," in problems for rest in (".jpg", r".caf\xe9", "s.txt", ".txt"))
 
 
+def test_inspect_says_which_class_cannot_be_learned(tmp_path, capsys):
+    text = "0 0.5 0.5 0.2 0.2\n"
+    write_folder(tmp_path / "in", {"a.jpg": (picture(), text)}, {"v.jpg": (picture(seed=1), text)})
+    assert run("inspect", tmp_path / "in") == 0
+    assert capsys.readouterr().out.count("note: no head box in train: this class cannot be learned\n") == 1
+    write_folder(tmp_path / "in", {"a.jpg": (picture(), text + "1 0.5 0.5 0.2 0.2\n")})
+    assert run("inspect", tmp_path / "in") == 0
+    assert "cannot be learned" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
