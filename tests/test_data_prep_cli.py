@@ -137,6 +137,13 @@ def test_train_and_val_in_one_folder_are_refused_in_one_line(tmp_path, capsys):
         assert said.count("\n") == 1
 
 
+def test_flags_are_read_with_underscores_too(tmp_path):
+    """As those of `recipe`; what follows a flag is left as it is."""
+    write_folder(tmp_path / "in_1", {"a.jpg": (picture(), None), "b.jpg": (b"", None)})
+    assert run("pack", tmp_path / "in_1", "--out", tmp_path / "o_ut", "--on_bad", "skip", "--shard_size=1MB") == 0
+    assert (tmp_path / "o_ut/manifest.json").is_file()
+
+
 @pytest.mark.parametrize(
     "words",
     [
