@@ -66,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (inspect found problems), 2 (a mistake to mend), 130 (Ctrl-C)."""
-    args = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # As the flags of `recipe`, each may be written with underscores too.
+    args = parser().parse_args([re.sub(r"^--[\w-]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return {"sample": _sample, "inspect": _inspect, "pack": _pack}[args.command](args)
@@ -116,6 +118,7 @@ def _pack(args: argparse.Namespace) -> int:
     if args.repo_id:
         write_card(args.out, manifest, args.repo_id)
         print(f"{args.repo_id} holds them, in commit {upload(args.out, args.repo_id, private=not args.public)}")
+    print(f"next: recipe train --data {args.out}")
     return 0
 
 

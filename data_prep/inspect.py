@@ -53,9 +53,15 @@ def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2) 
     console.print(shown)
     for (action, rule), count in sorted(Counter((problem.action, problem.rule) for problem in problems).items()):
         console.print(f"{action:8} {rule}: {count:,}")
+    for name, boxes in summaries["train"]["boxes_per_class"].items():
+        if not boxes:
+            console.print(f"note: no {name} box in train: this class cannot be learned")
     refused = listing(problems)
-    verdict = (
-        "`pack` would refuse this folder: mend it, or `--on-bad skip`" if refused else "`pack` accepts this folder"
-    )
+    command = f"python -m data_prep pack {yolo_dir} --out OUT"
+    verdict = f"`pack` accepts this folder; next: {command}"
+    if refused:
+        verdict = (
+            f"`pack` would refuse this folder: mend what is listed, or leave it out with `{command} --on-bad skip`"
+        )
     console.print("\n".join([*refused, verdict]), markup=False, soft_wrap=True)
     return int(bool(refused))

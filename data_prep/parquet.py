@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ def finished(shard: Shard, work: Path, data: Path) -> Path | None:
     return None
 
 
-def write(shard: Shard, folder: YoloFolder, work: Path, threads: int, verify: Verify) -> None:
+def write(
+    shard: Shard, folder: YoloFolder, work: Path, threads: int, verify: Verify, advance: Callable[[int], None]
+) -> None:
     """Read, judge and write one shard, then its record."""
     path, part = work / f"{shard.stem}.parquet", work / f"{shard.stem}.part"
     schema = arrow_schema()
@@ -100,6 +103,7 @@ def write(shard: Shard, folder: YoloFolder, work: Path, threads: int, verify: Ve
         rows: list[tuple[int, Example]] = []
         held = 0
         for image_id, example in enumerate(scan(folder, shard.entries, threads, verify), shard.first_id):
+            advance(1)
             tally.add(example)
             problems += example.labels.problems
             if rows and (len(rows) == GROUP_ROWS or held + len(example.data) > GROUP_BYTES):

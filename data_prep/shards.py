@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import connection
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 OnBad = Literal["fail", "skip"]
 SHARD_SIZE = 256 * 10**6
 Written = dict[Shard, Path]
+
+_counts: Any = None  # in each process: how many images of each shard have been read, for the parent to show
 
 
 def pack(
@@ -87,27 +89,35 @@ def _write(folder: YoloFolder, todo: list[Shard], work: Path, workers: int, veri
     processes = min(workers, len(todo))
     threads = workers // processes + 1  # its share of the cores, and one that reads on while the shard is written
     bare = replace(folder, splits={})  # what reading needs, without the list of all files
-    with ProcessPoolExecutor(processes, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(parquet.write, shard, bare, work, threads, verify): shard for shard in todo}
+    counts, seen = multiprocessing.RawArray("q", len(todo)), 0  # no lock, which a process that is killed would keep
+    with ProcessPoolExecutor(processes, initializer=_start, initargs=(counts,)) as pool:
+        waiting = {pool.submit(_write_one, n, shard, bare, work, threads, verify) for n, shard in enumerate(todo)}
         try:
             with progress(sum(len(shard.entries) for shard in todo), "packing") as advance:
-                for future in as_completed(futures):
-                    future.result()
-                    advance(len(futures[future].entries))
-        except BrokenProcessPool:
-            raise UserError(
-                f"one of {processes} processes was killed, most likely for want of memory: give fewer --workers"
-            ) from None
+                while waiting:
+                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    before, seen = seen, sum(counts)
+                    advance(seen - before)
         finally:
             pool.shutdown(cancel_futures=True)
     return {shard: work / f"{shard.stem}.parquet" for shard in todo}
 
 
-def _end_with_parent() -> None:
+def _start(counts: Any) -> None:
     """In each process: end at Ctrl-C, and when the parent is killed, whose lock on the output folder it shares."""
-
+    global _counts
+    _counts = counts
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _write_one(number: int, shard: Shard, folder: YoloFolder, work: Path, threads: int, verify: Verify) -> None:
+    def advance(images: int) -> None:
+        _counts[number] += images
+
+    parquet.write(shard, folder, work, threads, verify, advance)
 
 
 def _exit_after_parent() -> None:
@@ -158,10 +168,15 @@ def _claimed(out: Path, root: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write to {out}: {reason}. Give --out a folder on a disk with room") from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that wrote a shard was killed (out of memory?): the same command goes on where it stopped, "
+            "fewer --workers need less memory"
+        ) from error
 
 
 def _locked(lock: IO[str]) -> bool:
-    """Take the lock; the processes of a pack that was killed hold it for a moment longer (`_end_with_parent`)."""
+    """Take the lock; the processes of a pack that was killed hold it for a moment longer (`_start`)."""
     for _ in range(20):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,7 +28,7 @@ def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
         The commit that holds the dataset; the newest one when nothing changed.
 
     Raises:
-        UserError: the repo holds something else, or cannot be written or reached.
+        UserError: the repo holds something else, is public though `private`, or cannot be written or reached.
     """
     api, deadline = HfApi(), time.monotonic() + PATIENCE
     manifest = json.loads((out / "manifest.json").read_text())
@@ -39,6 +39,9 @@ def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
         _, there = retry(f"reading {repo_id}", lambda: head(api, repo_id, "dataset"), deadline)
         if "manifest.json" not in there and set(there) - {".gitattributes", "README.md"}:
             raise UserError(f"--repo-id {repo_id}: holds something else than a packed dataset; give another")
+        info = retry(f"reading {repo_id}", lambda: api.repo_info(repo_id, repo_type="dataset"), deadline)
+        if private and not info.private:  # asked of the Hub: a repo that was there before is left as it was
+            raise UserError(f"--repo-id {repo_id}: is public, for everybody to see; give --public, or another repo")
         stale = [name for name in there if name.startswith("data/") and name not in names]
         files = {name: out / name for name in [*names, "README.md", "manifest.json"]}
         return send_files(api, repo_id, files, "Packed dataset", deadline, kind="dataset", delete=stale)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from recipe.schema import CLASS_NAMES, SPLITS, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
 AT_ONCE = 8  # images that a thread reads before it hands them over: one by one costs a third of the speed
+PAUSE = 2.0  # seconds between two lines of progress, but before the last
 NOT_LABELS = ("classes.txt", "labels.txt")  # annotation tools leave these beside the label files
 
 
@@ -150,39 +152,55 @@ def _pair(root: Path, images: Path, labels: Path) -> Split:
             label, label_stamp = label_of.pop(stem, (None, ()))
             split.entries.append(Entry(name, file, label, stamp + label_stamp))
         elif labels != images or suffix.lower() != ".txt":
-            split.problems.append(Problem(file, 0, "not_an_image", "ignored", f"suffix {suffix or 'missing'}"))
+            detail = f"suffix {readable(suffix) or 'missing'}"
+            split.problems.append(Problem(readable(file), 0, "not_an_image", "ignored", detail))
     for file, _ in label_of.values():
         lines = len(label_lines((root / file).read_bytes()))
         split.orphan_boxes += lines
-        split.problems.append(Problem(file, 0, "label_without_image", "ignored", f"{lines} boxes"))
+        split.problems.append(Problem(readable(file), 0, "label_without_image", "ignored", f"{lines} boxes"))
     return split
 
 
 def _files(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """Every visible file below a folder, sorted, as (relative name, (size, mtime in ns))."""
+    """Every visible file below a folder, linked folders too, sorted, as (relative name, (size, mtime in ns))."""
+    ways: dict[str, tuple[Path, ...]] = {os.fspath(folder): (folder.resolve(),)}  # folder -> real folders on the way
     found: list[tuple[str, tuple[int, ...]]] = []
 
     def unreadable(error: OSError) -> None:  # os.walk would pass over the folder in silence
         raise error
 
-    for base, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for base, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        way = ways.pop(base)
+        for name in folders[:]:
+            path, real = os.path.join(base, name), Path(base, name).resolve()
+            if name.startswith(".") or any(passed.is_relative_to(real) for passed in way):  # a link leads back
+                folders.remove(name)
+            else:
+                ways[path] = (*way, real)
         for path in (os.path.join(base, name) for name in names if not name.startswith(".")):
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a dead link is unreadable
             found.append((path.removeprefix(os.path.join(folder, "")), (status.st_size, status.st_mtime_ns)))
     return sorted(found)
 
 
+def readable(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8, as old archives hold them, become \\xe9."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """`advance(images)`: a bar where somebody watches, ten plain lines in a log."""
-    done = 0
+    """`advance(images)`: a bar where somebody watches; in a log plain lines, ten at most and `PAUSE` apart."""
+    done = said = 0
+    since = time.monotonic()
 
     def advance(images: int) -> None:
-        nonlocal done
-        before, done = done, done + images
-        if done * 10 // total > before * 10 // total:
+        nonlocal done, said, since
+        done += images
+        due = done * 10 // total > said * 10 // total and time.monotonic() >= since + PAUSE
+        if due or done == total > said:
             print(f"{what}: {done:,} of {total:,} images", file=sys.stderr, flush=True)
+            said, since = done, time.monotonic()
 
     if not sys.stderr.isatty():
         yield advance
@@ -219,19 +237,22 @@ def scan(folder: YoloFolder, entries: Sequence[Entry], workers: int, verify: Ver
 
 def read_example(folder: YoloFolder, entry: Entry, verify: Verify = "full") -> Example:
     """Read one image and its label file. What is wrong with them is in `labels.problems`, never raised."""
-    lines = b""
+    lines, label = b"", readable(entry.label or "")
     rule = "unreadable_label"
     try:
         lines = (folder.root / entry.label).read_bytes() if entry.label else b""
+        rule = "file_name"
+        if readable(entry.name) != entry.name:
+            raise ValueError("its name is not UTF-8: rename it, and its label file")
         rule = "unreadable_image"
         data = (folder.root / entry.image).read_bytes()
         width, height = image_size(data, verify)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        labels = read_labels(lines, entry.label or "", folder.classes, 1, 1)
-        problems = [Problem(entry.image, 0, rule, "refused", reason)]
+        labels = read_labels(lines, label, folder.classes, 1, 1)
+        problems = [Problem(readable(entry.image), 0, rule, "refused", reason)]
         problems += [problem for problem in labels.problems if problem.action == "refused"]
         dropped = Counter({rule: labels.boxes_in} if labels.boxes_in else {})
         none = labels._replace(bbox_xywh=labels.bbox_xywh[:0], category=labels.category[:0])
         return Example(entry, b"", 0, 0, none._replace(dropped=dropped, problems=problems))
-    return Example(entry, data, width, height, read_labels(lines, entry.label or "", folder.classes, width, height))
+    return Example(entry, data, width, height, read_labels(lines, label, folder.classes, width, height))

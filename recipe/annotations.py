@@ -175,16 +175,18 @@ def summary(annotations: Annotations, geometry: Geometry, num_queries: int) -> d
     """What a trainer needs to know of a split before it starts.
 
     Returns:
-        images, boxes, portrait_images; boxes_per_image (mean) and max_boxes; images_beyond_queries,
+        images, boxes, boxes_per_class, portrait_images; boxes_per_image (mean) and max_boxes; images_beyond_queries,
         boxes_beyond_queries, share_beyond_queries: what no set of `num_queries` predictions can hold; and the share
         of `padding`.
     """
-    counts = annotations.people().counts
+    people = annotations.people()
+    counts, labels = people.counts, people.labels
     beyond = (counts - num_queries).clip(0)
     boxes = int(counts.sum())
     return {
         "images": len(annotations),
         "boxes": boxes,
+        "boxes_per_class": {name: int((labels == number).sum()) for number, name in enumerate(CLASS_NAMES)},
         "portrait_images": int(annotations.portrait.sum()),
         "boxes_per_image": boxes / len(annotations),
         "max_boxes": int(counts.max()),
@@ -214,4 +216,7 @@ def describe(found: dict[str, Any], split: str, num_queries: int) -> str:
             f"{found['boxes_beyond_queries']:,} boxes ({found['share_beyond_queries']:.2%} of all) cannot be learned; "
             "raise --num_queries to include them."
         )
+    for name, boxes in found["boxes_per_class"].items():
+        if split == "train" and not boxes:
+            text += f" No {name} box: this class cannot be learned."
     return text

@@ -8,13 +8,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import Dataset
 
 from recipe.access import in_a_line, is_repo_id
@@ -24,6 +32,10 @@ from recipe.config import Config
 from recipe.geometry import Geometry
 from recipe.images import decode, render
 from recipe.schema import UserError, check_dataset
+
+logger = logging.getLogger(__name__)
+
+ANEW = "pack it anew with `python -m data_prep pack YOLO_DIR --out DIR`"
 
 
 def load_split(
@@ -43,17 +55,25 @@ def load_split(
         info: data, split, revision (commit of a Hub repo), manifest (sha256 of manifest.json, where there is one).
 
     Raises:
-        UserError: no such folder or repo, not packed, no such split, other columns, or bad values.
+        UserError: no such folder or repo, not packed, no such split, shards missing or damaged, other columns, or
+            bad values.
     """
     folder, commit = (Path(data), None) if Path(data).is_dir() else _download(data, split, revision)
     paths = [str(path) for path in sorted(folder.glob(f"data/{split}-*.parquet"))]
     where = f"{split} of {data}"
+    names = [Path(path).name for path in paths]
+    listed = _listed(folder, split, names)
+    if missing := [name for name in listed if not any(there.startswith(name) for there in names)]:
+        raise UserError(_shards_missing(data, split, commit, missing, len(listed)))
     if not paths:
         raise UserError(_no_shards(folder, data, split))
     for path in paths:
-        check_dataset(datasets.Features.from_arrow_schema(pq.read_schema(path)), path)
-    annotations = read(paths, where)
-    source = datasets.Dataset.from_parquet(paths, split=split, columns=["image", "image_id"])
+        with _whole(path):
+            found = datasets.Features.from_arrow_schema(pq.read_schema(path))
+        check_dataset(found, path)
+    with _whole(where):
+        annotations = read(paths, where)
+        source = datasets.Dataset.from_parquet(paths, split=split, columns=["image", "image_id"])
     source = source.cast_column("image", datasets.Image(decode=False))
     if not np.array_equal(source.data.column("image_id").to_numpy(), annotations.image_id):
         raise UserError(
@@ -83,6 +103,40 @@ def _download(data: str, split: str, revision: str | None) -> tuple[Path, str]:
     return Path(path), Path(path).name  # a snapshot's folder is named after its commit
 
 
+def _listed(folder: Path, split: str, names: list[str]) -> list[str]:
+    """How the names of the split's shards should begin: as manifest.json lists them, else by their own -of-N."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # no manifest, or none that `pack` wrote
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return [str(file["name"]) for file in manifest["splits"][split]["files"]]
+    counts = {found[1] for name in names if (found := re.match(rf"{split}-\d{{5}}-of-(\d{{5}})", name))}
+    return [f"{split}-{index:05d}-of-{count}" for count in counts for index in range(int(count))]
+
+
+def _shards_missing(data: str, split: str, commit: str | None, missing: list[str], of: int) -> str:
+    download = f"`hf download {data} --repo-type dataset --revision {commit}`"
+    fetch = download if commit else "copy the whole folder again"
+    more = ", ..." if len(missing) > 3 else ""
+    return (
+        f"--data {data} lacks {len(missing)} of {of} shards of {split}: {', '.join(missing[:3])}{more}. A copy or "
+        f"download that did not end: {fetch}, or {ANEW}."
+    )
+
+
+@contextlib.contextmanager
+def _whole(where: str) -> Iterator[None]:
+    """What Arrow raises in here at damaged bytes becomes a UserError; the machine's own errors have a number."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        if getattr(cause, "errno", None):
+            raise
+        raise UserError(
+            f"{where} is damaged ({in_a_line(cause)}): cut short on its way, or a git-lfs pointer. "
+            f"Fetch it again (`hf download`, `git lfs pull`), or {ANEW}."
+        ) from error
+
+
 def _no_shards(folder: Path, data: str, split: str) -> str:
     there = sorted({path.name.split("-")[0] for path in folder.glob("data/*-*.parquet")})
     if there:
@@ -91,6 +145,16 @@ def _no_shards(folder: Path, data: str, split: str) -> str:
         f"--data {data} is not packed, it has no data/{split}-*.parquet: "
         f"run `python -m data_prep pack {data} --out DIR` and give that DIR."
     )
+
+
+class BadImage(UserError):
+    """An image that cannot be trained on, in one line also where torch has raised it again for a DataLoader's worker,
+    with the worker's traceback for a message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+        if os.environ.get("RANK", "0") != "0":  # the command line leaves the word to rank 0, which has other images
+            logger.error("error: %s", self)
 
 
 class CrowdDataset(Dataset):
@@ -150,16 +214,16 @@ class CrowdDataset(Dataset):
     def _pixels(
         self, index: int, orig_size: tuple[int, int], size: tuple[int, int], transform: Transform
     ) -> np.ndarray:
-        data = self.source[index]["image"]["bytes"]
+        image = self.source[index]["image"]
+        name = f"{image['path']} (image_id {self.annotations.image_id[index]})"
+        again = "pack again, with every image decoded: `python -m data_prep pack YOLO_DIR --out DIR --verify full`"
         try:
-            pixels = decode(data, spare=True)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"image_id {self.annotations.image_id[index]} cannot be decoded: {error}") from error
+            pixels = decode(image["bytes"], spare=True)
+        except Exception as error:  # a decoder's errors share no base
+            raise BadImage(f"{name} cannot be decoded: {in_a_line(error)}; {again}") from error
         if (pixels.shape[0] > pixels.shape[1]) != (orig_size[0] > orig_size[1]):
-            raise ValueError(
-                f"image_id {self.annotations.image_id[index]} is {pixels.shape[1]}x{pixels.shape[0]}, "
-                f"but its columns say {orig_size[1]}x{orig_size[0]}: pack the dataset again."
-            )
+            found, said = (f"{width}x{height}" for height, width in (pixels.shape[:2], orig_size))
+            raise BadImage(f"{name} is {found}, but its columns say {said}; {again}")
         return render(pixels, size, transform)
 
     def _boxes(self, index: int, size: tuple[int, int], transform: Transform) -> tuple[np.ndarray, np.ndarray]:

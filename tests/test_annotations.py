@@ -101,6 +101,15 @@ def test_the_summary_counts_what_the_queries_cannot_hold_and_says_it(tmp_path):
     assert "queries" not in describe(summary(read_rows(tmp_path, rows), Geometry(), 9), "train", 9)
 
 
+def test_a_class_without_any_box_in_train_is_told(tmp_path):
+    rows = [packed.row(1, 100, 160, [[1, 1, 5, 5]] * 3, [0, 0, 1])]
+    rows[0]["objects"]["iscrowd"] = [0, 0, 1]
+    found = summary(read_rows(tmp_path, rows), Geometry(), 300)
+    assert describe(found, "train", 300).endswith(" No head box: this class cannot be learned.")
+    assert "No person box" not in describe(found, "train", 300)
+    assert "learned" not in describe(found, "validation", 300)
+
+
 def test_crowd_regions_are_no_people(tmp_path):
     rows = packed.crowd(3)
     rows[1]["objects"]["iscrowd"] = [0, 1, 0, 1]

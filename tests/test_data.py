@@ -1,10 +1,14 @@
 """Splits and their items: what is read, what is refused, and boxes that the stock processor turns back."""
 
+import json
+import re
+
 import datasets
 import numpy as np
 import packed
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import DetrImageProcessor
 from transformers.image_transforms import center_to_corners_format
 from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
@@ -77,6 +81,72 @@ def test_a_hub_repo_is_downloaded_and_its_commit_is_told(tmp_path, monkeypatch):
     assert not any("validation" in pattern for pattern in asked["allow_patterns"])
 
 
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_folder_that_lacks_shards_is_refused_with_their_names(tmp_path, monkeypatch, manifest):
+    """Copied or downloaded in part, it would train on part of the images without a word."""
+    import huggingface_hub
+
+    folder = packed.write(tmp_path / "crowd", packed.crowd(8), shards=4)
+    names = [path.stem for path in sorted((folder / "data").iterdir())]
+    if manifest:
+        files = [{"name": f"{name}.parquet"} for name in names]
+        (folder / "manifest.json").write_text(json.dumps({"splits": {"train": {"files": files}}}))
+    assert len(load_split(str(folder), "train")[1]) == 8
+    for name in names[2:]:
+        (folder / "data" / f"{name}.parquet").unlink()
+    missing = rf"lacks 2 of 4 shards of train: {names[2]}.*, {names[3]}"
+    with pytest.raises(UserError, match=rf"{missing}.*copy the whole folder again.*data_prep pack"):
+        load_split(str(folder), "train")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(folder))
+    with pytest.raises(UserError, match=rf"{missing}.*hf download someone/crowd --repo-type dataset"):
+        load_split("someone/crowd", "train")
+
+
+def test_only_the_manifest_knows_that_no_shard_of_a_split_came(tmp_path):
+    folder = packed.write(tmp_path / "crowd", packed.crowd(2))
+    (folder / "manifest.json").write_text('{"splits": {"validation": {"files": [{"name": "validation-0.parquet"}]}}}')
+    with pytest.raises(UserError, match=r"lacks 1 of 1 shards of validation: validation-0\.parquet"):
+        load_split(str(folder), "validation")
+
+
+@pytest.mark.parametrize("names", [["train-a.parquet", "train-b.parquet"], ["train-00000-of-00001-0a1b2c.parquet"]])
+@pytest.mark.parametrize("manifest", [None, "[1]", '{"splits": ["train"]}', "no JSON"])
+def test_a_dataset_of_others_with_other_names_is_read(tmp_path, names, manifest):
+    folder = packed.write(tmp_path / "crowd", packed.crowd(4), shards=len(names))
+    for path, name in zip(sorted((folder / "data").iterdir()), names, strict=True):
+        path.rename(folder / "data" / name)
+    if manifest is not None:
+        (folder / "manifest.json").write_text(manifest)
+    assert len(load_split(str(folder), "train")[1]) == 4
+
+
+def damage_footer(data):
+    return data[: len(data) // 2]
+
+
+def damage_pointer(data):
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+def damage_boxes(data):
+    return data[: len(data) - 20_000] + bytes(10_000) + data[-10_000:]
+
+
+def damage_photographs(data):
+    return data[:8] + bytes(1000) + data[1008:]
+
+
+@pytest.mark.parametrize("damage", [damage_footer, damage_pointer, damage_boxes, damage_photographs])
+def test_a_damaged_shard_is_told_in_one_line(tmp_path, damage):
+    folder = packed.write(tmp_path / "crowd", packed.crowd(40))
+    (shard,) = (folder / "data").iterdir()
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(UserError, match=rf"{folder}.* is damaged \(.*hf download.*data_prep pack") as error:
+        load_split(str(folder), "train")
+    assert "\n" not in str(error.value)
+    assert shard.name in str(error.value) or damage in (damage_boxes, damage_photographs)
+
+
 def test_what_cannot_be_read_is_told_with_the_command_that_helps(tmp_path):
     (tmp_path / "yolo").mkdir()
     with pytest.raises(UserError, match=r"not packed.*data_prep pack"):
@@ -95,15 +165,26 @@ def test_what_cannot_be_read_is_told_with_the_command_that_helps(tmp_path):
         load_split(str(tmp_path / "other"), "train")
 
 
-def test_an_image_that_does_not_match_its_columns_or_is_broken_stops_with_its_id(tmp_path):
+def test_an_image_that_does_not_match_its_columns_or_is_broken_stops_with_its_name(tmp_path, caplog, monkeypatch):
+    """`pack --verify header` lets them through; torch hands on a worker's error with a traceback as its message."""
     turned = packed.row(5, 40, 60, data=packed.encoded(packed.photograph(60, 40)))
     broken = packed.row(6, 40, 60, data=b"\xff\xd8 no image")
     source, annotations, _ = load_split(str(packed.write(tmp_path / "crowd", [turned, broken])), "train")
     dataset = CrowdDataset(source, annotations, Geometry(64, 96))
-    with pytest.raises(ValueError, match="image_id 5 is 40x60, but its columns say 60x40"):
+    with pytest.raises(UserError, match=r"^5\.jpg \(image_id 5\) is 40x60, but its columns say 60x40"):
         dataset[0]
-    with pytest.raises(ValueError, match="image_id 6 cannot be decoded"):
+    message = (
+        r"^6\.jpg \(image_id 6\) cannot be decoded: .*`python -m data_prep pack YOLO_DIR --out DIR --verify full`$"
+    )
+    for workers in (0, 1):
+        with pytest.raises(UserError) as error:
+            next(iter(DataLoader(dataset, batch_size=None, sampler=[1], num_workers=workers)))
+        assert re.match(message, str(error.value))
+    assert not caplog.records
+    monkeypatch.setenv("RANK", "1")  # `recipe` prints the errors of rank 0 alone
+    with pytest.raises(UserError):
         dataset[1]
+    assert re.match(message, caplog.messages[0].removeprefix("error: "))
 
 
 SHAPES = {

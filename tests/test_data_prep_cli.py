@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -29,6 +30,8 @@ def test_sample_inspect_and_pack_follow_one_another(tmp_path, capsys):
     assert run("inspect", tmp_path / "in", "--json", tmp_path / "report.json") == 0
     assert run("pack", tmp_path / "in", "--out", tmp_path / "out", "--shard-size", "1MB") == 0
     said = capsys.readouterr().out
+    assert f"`pack` accepts this folder; next: python -m data_prep pack {tmp_path / 'in'} --out OUT\n" in said
+    assert said.endswith(f"next: recipe train --data {tmp_path / 'out'}\n")
     report = json.loads((tmp_path / "report.json").read_text())
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     boxes = manifest["splits"]["train"]["boxes"]
@@ -63,11 +66,42 @@ def test_inspect_says_when_pack_would_refuse_and_lists_why(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "labels/train/a.txt:2  malformed" in said
     assert "images/train/b.jpg  unreadable_image: the file is empty" in said
+    assert f"leave it out with `python -m data_prep pack {tmp_path / 'in'} --out OUT --on-bad skip`\n" in said
     problems = json.loads((tmp_path / "report.json").read_text())["problems"]
     assert [(problem["file"], problem["line"]) for problem in problems] == [
         ("labels/train/a.txt", 2),
         ("images/train/b.jpg", 0),
     ]
+
+
+def test_names_that_are_no_utf8_are_refused_by_inspect_and_pack_alike(tmp_path, capsys):
+    """Old zips hold them; a Parquet column and problems.csv cannot."""
+    name = os.fsdecode(b"caf\xe9")
+    write_folder(
+        tmp_path / "in", {f"{name}.jpg": (picture(), "0 0.5 0.5 0.2 0.2\nnonsense\n"), "b.jpg": (picture(), "")}
+    )
+    write_folder(tmp_path / "in", {f"{name}.{name}": (b"", None)})
+    (tmp_path / f"in/labels/train/{name}s.txt").write_text("")
+    assert run("inspect", tmp_path / "in", "--json", tmp_path / "report.json") == 1
+    line = r"images/train/caf\xe9.jpg  file_name: its name is not UTF-8: rename it, and its label file"
+    said = capsys.readouterr().out
+    said.encode()
+    assert line in said
+    assert run("pack", tmp_path / "in", "--out", tmp_path / "out") == 2
+    assert line in capsys.readouterr().err
+    assert run("pack", tmp_path / "in", "--out", tmp_path / "out", "--on-bad", "skip") == 0
+    problems = (tmp_path / "out/problems.csv").read_text(encoding="utf-8")
+    assert all(rf"train/caf\xe9{rest}," in problems for rest in (".jpg", r".caf\xe9", "s.txt", ".txt"))
+
+
+def test_inspect_says_which_class_cannot_be_learned(tmp_path, capsys):
+    text = "0 0.5 0.5 0.2 0.2\n"
+    write_folder(tmp_path / "in", {"a.jpg": (picture(), text)}, {"v.jpg": (picture(seed=1), text)})
+    assert run("inspect", tmp_path / "in") == 0
+    assert capsys.readouterr().out.count("note: no head box in train: this class cannot be learned\n") == 1
+    write_folder(tmp_path / "in", {"a.jpg": (picture(), text + "1 0.5 0.5 0.2 0.2\n")})
+    assert run("inspect", tmp_path / "in") == 0
+    assert "cannot be learned" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -101,6 +135,13 @@ def test_train_and_val_in_one_folder_are_refused_in_one_line(tmp_path, capsys):
         said = capsys.readouterr().err
         assert "`train:` and `val:`" in said
         assert said.count("\n") == 1
+
+
+def test_flags_are_read_with_underscores_too(tmp_path):
+    """As those of `recipe`; what follows a flag is left as it is."""
+    write_folder(tmp_path / "in_1", {"a.jpg": (picture(), None), "b.jpg": (b"", None)})
+    assert run("pack", tmp_path / "in_1", "--out", tmp_path / "o_ut", "--on_bad", "skip", "--shard_size=1MB") == 0
+    assert (tmp_path / "o_ut/manifest.json").is_file()
 
 
 @pytest.mark.parametrize(

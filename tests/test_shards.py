@@ -236,11 +236,42 @@ def test_after_ctrl_c_no_process_goes_on(tmp_path):
         os.killpg(process.pid, 0)
 
 
-def test_a_process_that_was_killed_is_named_as_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "_table", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    write_folder(tmp_path / "in", crowd(3))
-    with pytest.raises(UserError, match="fewer --workers"):
-        pack(tmp_path / "in", tmp_path / "out")
+def test_after_a_killed_process_the_finished_shards_stay_and_are_taken_over(tmp_path, monkeypatch):
+    write_folder(tmp_path / "in", crowd(30))
+    table = parquet._table
+
+    def deadly(rows, schema):
+        return os.kill(os.getpid(), signal.SIGKILL) if rows[0][0] >= 15 else table(rows, schema)
+
+    monkeypatch.setattr(parquet, "_table", deadly)
+    with pytest.raises(UserError, match=r"killed \(out of memory\?\).*fewer --workers"):
+        pack(tmp_path / "in", tmp_path / "out", workers=1, shard_size=20_000)
+    monkeypatch.undo()
+    finished = {path.stat().st_ino for path in (tmp_path / "out/.pack").glob("*.parquet")}
+    assert len(finished) >= 2
+    pack(tmp_path / "in", tmp_path / "out", shard_size=20_000)
+    assert finished < {path.stat().st_ino for path in (tmp_path / "out/data").iterdir()}
+
+
+def test_progress_is_told_while_a_shard_is_written(tmp_path, monkeypatch, capsys):
+    """A dataset of one shard, on a slow disk, would show nothing until it is done."""
+    monkeypatch.setattr(yolo, "PAUSE", 0.0)
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 10)
+    table = parquet._table
+    monkeypatch.setattr(parquet, "_table", lambda rows, schema: time.sleep(0.7) or table(rows, schema))
+    write_folder(tmp_path / "in", crowd(29))
+    pack(tmp_path / "in", tmp_path / "out", workers=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) <= 10
+    assert lines[-1] == "packing: 30 of 30 images"
+
+
+def test_progress_fills_no_log(capsys):
+    with yolo.progress(1000, "reading") as advance:
+        for _ in range(1000):
+            advance(1)
+        advance(0)
+    assert capsys.readouterr().err == "reading: 1,000 of 1,000 images\n"
 
 
 def test_a_changed_image_rewrites_its_shard_alone(tmp_path):

@@ -67,6 +67,16 @@ def test_public_is_asked_for(hub, tmp_path):
     assert not hub.repo(NAME, "datasets").state["private"]
 
 
+def test_photographs_stay_out_of_a_repo_that_was_public_before(hub, tmp_path):
+    """create_repo leaves an existing repo as it was, whatever is asked of it."""
+    hub.api("hf_alice").create_repo(NAME, repo_type="dataset", private=False)
+    with pytest.raises(UserError, match=f"{NAME}: is public, .*--public.*another repo"):
+        upload(make_packed(tmp_path / "packed"), NAME)
+    assert files(hub) == set()
+    upload(make_packed(tmp_path / "packed"), NAME, private=False)
+    assert len(files(hub)) == 6
+
+
 def test_unchanged_data_makes_no_commit_and_sends_nothing(hub, tmp_path):
     folder = make_packed(tmp_path / "packed")
     first, since = upload(folder, NAME), len(hub.requests)

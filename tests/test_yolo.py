@@ -205,6 +205,22 @@ def test_both_layouts_are_read_in_sorted_order(tmp_path, layout):
     assert list(folder.splits) == ["train", "validation"]
 
 
+def test_linked_folders_are_read_but_not_round_in_a_circle(tmp_path):
+    """os.walk passes over a link to a folder in silence."""
+    text = "0 0.5 0.5 0.2 0.2\n"
+    write_folder(tmp_path / "other", {"a.jpg": (picture(), text), "deep/b.jpg": (picture(), text)})
+    root = write_folder(tmp_path / "in", {"c.jpg": (picture(), text)})
+    for kind in ("images", "labels"):
+        (root / kind / "train/more").symlink_to(tmp_path / "other" / kind / "train")
+        (root / kind / "train/again").symlink_to(root / kind)
+        (tmp_path / "other" / kind / "train/back").symlink_to(root / kind / "train")
+    folder = open_folder(root)
+    examples = list(scan(folder, folder.splits["train"].entries, 1))
+    assert [example.entry.name for example in examples] == ["c.jpg", "more/a.jpg", "more/deep/b.jpg"]
+    assert [len(example.labels.category) for example in examples] == [1, 1, 1]
+    assert not folder.splits["train"].problems
+
+
 @pytest.mark.parametrize("text", [None, ""])
 def test_a_missing_or_empty_label_file_is_an_image_without_boxes(tmp_path, text):
     example = example_of(tmp_path, picture(), text)
