@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 
 import evaluated
@@ -135,6 +136,15 @@ def test_predictions_stand_beside_the_labels_in_the_colours_of_their_classes(cro
     assert gallery.predictions(tmp_path / "predictions.png", images, data, limits, ("person", "head"))
     picture = pixels(tmp_path / "predictions.png")
     assert all(colored(picture[40:], color) > 100 for color in COLORS.values())
+
+
+def test_each_picture_of_predictions_names_its_thresholds(crowd, tmp_path, monkeypatch):
+    """Without them the pictures of the training, drawn from a score of 0.3, contradict the report's."""
+    data, images, _, _ = crowd
+    texts = []
+    monkeypatch.setattr(gallery, "_photograph", lambda _axes, _pixels, _part, text: texts.append(text))
+    gallery.predictions(tmp_path / "predictions.png", images, data, np.array([0.25, 2]), ("person", "head"))
+    assert all(re.fullmatch(r"\d+ predicted: person > 0\.25, head > 2\.00", text) for text in texts[1::2])
 
 
 def test_a_view_enlarges_tiny_boxes_and_holds_them():
