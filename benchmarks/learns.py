@@ -94,7 +94,7 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
     for (name, losses), color in zip(curves.items(), ("#1f77b4", "#d55e00"), strict=True):
         axes.plot(losses, color=color, alpha=0.25)
         axes.plot(smooth(losses), color=color, label=name)
-    axes.axhline(2.5, color="grey", linestyle=":")
+    axes.axhline(2.5, color="grey", linestyle=":", label="goal: 2.5")
     axes.set(xlabel="step", ylabel="loss per decoder layer", title="8 images, a tiny frozen DINOv3, no augmentation")
     axes.legend()
     figure.tight_layout()

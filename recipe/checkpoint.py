@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import DetrForObjectDetection
+from transformers import AutoConfig, DetrConfig, DetrForObjectDetection, DINOv3ViTConfig, PretrainedConfig
 
 from recipe.access import in_a_line
 from recipe.model import BACKBONE_PREFIX, UNREADABLE, freeze
@@ -33,24 +33,39 @@ def load_model(path: str | Path, revision: str | None = None, *, bf16: bool = Fa
         UserError: no such checkpoint, not one of this recipe, without the auxiliary loss, for other classes, or a
             tensor of it is missing.
     """
+    where = {"pretrained_model_name_or_path": str(path), "revision": revision or "main"}
     try:
-        model, report = DetrForObjectDetection.from_pretrained(
-            str(path), revision=revision or "main", output_loading_info=True
-        )
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
+        check_config(config, path)  # before the weights: other models ask for other libraries
+        model, report = DetrForObjectDetection.from_pretrained(**where, config=config, output_loading_info=True)
     except UNREADABLE as error:
         raise UserError(f"{path}: no detector can be loaded from it ({in_a_line(error)})") from error
-    if not getattr(model.config, "auxiliary_loss", False):
-        raise UserError(
-            f"{path}: trained with auxiliary_loss false, which is another decoder than this recipe's. "
-            "Train anew with `recipe train`."
-        )
-    names = tuple(label for _, label in sorted(model.config.id2label.items()))
-    if names != CLASS_NAMES:
-        raise UserError(f"{path}: its classes are {names}, this recipe's are {CLASS_NAMES}")
     lost = sorted(set(report["missing_keys"]) | {str(key) for key in report["mismatched_keys"]})
     if lost:
         raise UserError(f"{path}: {len(lost)} tensors are missing from the checkpoint, the first {lost[:3]}")
     return freeze(model, torch.bfloat16 if bf16 else torch.float32)
+
+
+def check_config(config: PretrainedConfig, path: str | Path) -> None:
+    """Refuse a model that this recipe cannot have made.
+
+    Raises:
+        UserError: not a DETR over a DINOv3, without the auxiliary loss, or for other classes.
+    """
+    kinds = config.model_type, getattr(getattr(config, "backbone_config", None), "model_type", "none")
+    if kinds != (DetrConfig.model_type, DINOv3ViTConfig.model_type):
+        raise UserError(
+            f"{path}: is {kinds[0]} with backbone {kinds[1]}, this recipe's are {DetrConfig.model_type} with backbone "
+            f"{DINOv3ViTConfig.model_type}. Train one with `recipe train`."
+        )
+    if not config.auxiliary_loss:
+        raise UserError(
+            f"{path}: trained with auxiliary_loss false, which is another decoder than this recipe's. "
+            "Train anew with `recipe train`."
+        )
+    names = tuple(label for _, label in sorted(config.id2label.items()))
+    if names != CLASS_NAMES:
+        raise UserError(f"{path}: its classes are {names}, this recipe's are {CLASS_NAMES}")
 
 
 def save_detector(model: DetrForObjectDetection, directory: Path, backbone_shard: Path) -> None:

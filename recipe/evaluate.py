@@ -67,5 +67,5 @@ def output_folder(options: argparse.Namespace) -> Path:
     """Where the report goes: --out, or a folder inside a local checkpoint."""
     local = Path(options.checkpoint)
     if options.out is None and not local.is_dir():
-        raise UserError(f"--out is missing: {local} is no folder here to write the report into; give `--out DIR`")
+        raise UserError(f"{local}: no such folder; if it is a Hub repo, say with `--out DIR` where the report goes")
     return writable(options.out or local / f"evaluation-{options.split}", "--out")

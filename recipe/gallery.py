@@ -38,12 +38,13 @@ def predictions(
     """Labelled and predicted boxes of a few images, evenly taken from those with boxes."""
     ids = sorted(image_id for image_id, image in images.items() if len(image.targets)) or sorted(images)
     shown = [ids[place] for place in sorted({int((i + 0.5) / SHOWN * len(ids)) for i in range(SHOWN)})]
+    above = ", ".join(f"{name} > {limit:.2f}" for name, limit in zip(names, limits, strict=True))
     with sheet(path, 4, -(-len(shown) // 2), width=3.7, height=3.1) as panels:
         for place, image_id in enumerate(shown):
             image, pixels = images[image_id], _pixels(dataset, image_id)
             keep = image.scores > limits[image.labels]
             part, zoom = view(image.size, image.targets)
-            texts = (f"image {image_id}: {len(image.targets)} labelled{zoom}", f"{keep.sum()} predicted")
+            texts = (f"image {image_id}: {len(image.targets)} labelled{zoom}", f"{keep.sum()} predicted: {above}")
             sides = ((image.targets, image.target_labels), (image.boxes[keep], image.labels[keep]))
             for axes, text, (boxes, labels) in zip(panels[2 * place :], texts, sides, strict=False):
                 _photograph(axes, pixels, part, text)

@@ -40,7 +40,9 @@ STYLE: dict[Any, Any] = {
     "legend.loc": "upper right",  # "best" is slow with many points
     "lines.linewidth": 1.8,
 }
-SIZE_TICKS = (2, 4, 8, 16, 32, 64, 96, 256, 512)  # pixels; 8, 16, 32 and 96 part the size bins
+SIZE_TICKS = (2, 4, 8, 16, 32, 64, 96, 128, 256, 512, 1024)  # pixels; 8, 16, 32 and 96 part the size bins
+# A legend beside the title covers no bar.
+ABOVE: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
 MOST_POINTS = 200  # of a curve: more are averaged, so that a long run stays readable
 
 
@@ -79,10 +81,13 @@ def learning_curves(path: Path, history: Rows) -> bool:
             shade = colormaps["viridis"](0.9 * layer / len(layers))
             word = f"layer {layer}" + (" (last)" if layer == layers[-1] else "")
             _line(by_layer, rows, f"loss_layer_{layer}", color=shade, label=word)
-        _line(precision, rows, "eval_map_50", color=INK, linestyle="--", marker="o", label="map_50")
-        _line(precision, rows, "eval_map", color=INK, marker="o", label="map")
-        for name, color in class_colors(classes).items():
-            _line(precision, rows, f"eval_map_{name}", color=color, marker="o", label=f"map_{name}")
+        own = zip(class_colors(classes).items(), "^v<>", strict=False)
+        marks = [("map_50", GREY, "s", 13), ("map", INK, "o", 9)]
+        marks += [(f"map_{name}", color, marker, 6) for (name, color), marker in own]
+        hollow = {"markerfacecolor": "none", "markeredgewidth": 1.2, "clip_on": False}
+        for key, color, marker, extent in marks:  # one inside the other where all are 0
+            style = {"linestyle": "--" if key == "map_50" else "-", "marker": marker, "markersize": extent}
+            _line(precision, rows, f"eval_{key}", color=color, label=key, **style, **hollow)
         titles = ("Loss", "Training loss of each decoder layer", "Average precision on validation")
         for axes, title in zip(panels, titles, strict=True):
             axes.set(title=title, xlabel="epoch", xlim=(0, None), ylim=(0, max(1.1 * axes.get_ylim()[1], 0.1)))
@@ -95,10 +100,10 @@ def learning_curves(path: Path, history: Rows) -> bool:
 def _line(axes: Axes, rows: Rows, key: str, **options: Any) -> None:
     points = np.array([(row.get("epoch") or 0, row[key]) for row in rows if row.get(key, -1) >= 0])
     if len(points) == 1:
-        options["marker"] = "o"  # a line through one point cannot be seen
+        options.setdefault("marker", "o")  # a line through one point cannot be seen
     if len(points):
         parts = np.array_split(points, min(len(points), MOST_POINTS))
-        axes.plot(*np.array([part.mean(axis=0) for part in parts]).T, markersize=4, **options)
+        axes.plot(*np.array([part.mean(axis=0) for part in parts]).T, **{"markersize": 4} | options)
 
 
 def histograms(path: Path, annotations: Annotations, names: Sequence[str], num_queries: int) -> bool:
@@ -112,7 +117,7 @@ def histograms(path: Path, annotations: Annotations, names: Sequence[str], num_q
         count.yaxis.set_major_locator(MaxNLocator(integer=True))
         if most > 0.6 * num_queries:
             count.axvline(num_queries, color=INK, linestyle="--", linewidth=1.2, label=f"{num_queries} queries")
-            count.legend()
+            count.legend(**ABOVE)
         count.set(title="Boxes per image", xlabel="boxes in an image, all classes", ylabel="images")
         edges = np.geomspace(2, max(float(sizes.max(initial=4)), 128), 41).tolist()
         for label, (name, color) in enumerate(class_colors(names).items()):
@@ -121,9 +126,10 @@ def histograms(path: Path, annotations: Annotations, names: Sequence[str], num_q
             size.hist(own, edges, color=color, histtype="step", linewidth=1.8, label=f"{name} ({len(own):,})")
         size.set(title="Size of the boxes", xlabel="pixels of the original image (square root of the area)")
         size.set(ylabel="boxes", xscale="log", xlim=(edges[0], edges[-1]))
-        size.set_xticks(SIZE_TICKS, [str(pixels) for pixels in SIZE_TICKS])
+        ticks = [pixels for pixels in SIZE_TICKS if pixels <= edges[-1]]
+        size.set_xticks(ticks, [str(pixels) for pixels in ticks])
         size.minorticks_off()
-        size.legend()
+        size.legend(**ABOVE, ncols=2)
     return True
 
 
@@ -172,13 +178,15 @@ def where_it_fails(path: Path, details: Mapping[str, Any]) -> bool:
             counts = [", ".join(f"{rows[name][b]['boxes']:,}" for name in rows) for b in range(len(bins))]
             precision, found = panels[column], panels[2 + column]
             _bars(precision, bins, rows, "ap_50", colors)
-            precision.set(title=f"AP at IoU 0.5, by {by}", ylim=(0, 1.08))
+            precision.set(title=f"AP at IoU 0.5, by {by}", ylim=(0, 1.08), xlabel=by)
             _bars(found, bins, rows, "recall", colors, "at any score", alpha=0.35)
             _bars(found, bins, rows, "recall_best_f1", colors, "above the threshold", inside=True)
             found.set_xticks(range(len(bins)), [f"{bin}\n({count})" for bin, count in zip(bins, counts, strict=True)])
-            found.set(
-                title=f"Share of the boxes found, by {by}", ylim=(0, 1.08), xlabel=f"(boxes: {', '.join(colors)})"
-            )
+            words = f"{by} (number of boxes: {', '.join(colors)})"
+            found.set(title=f"Share of the boxes found, by {by}", ylim=(0, 1.08), xlabel=words)
+            if not any(row["recall"] > 0 for own in rows.values() for row in own):
+                for axes in (precision, found):
+                    axes.text(0.5, 0.5, "no labelled box was found", ha="center", color=GREY, transform=axes.transAxes)
         panels[2].legend(loc="upper left", bbox_to_anchor=(0, -0.26), ncols=2, fontsize=8)
     return True
 

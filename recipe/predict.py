@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import UnidentifiedImageError
 from rich.progress import track
 from transformers import DetrForObjectDetection, DetrImageProcessor
 
@@ -34,7 +35,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 def predict(options: argparse.Namespace) -> int:
     """Predict all images of `options.paths`. Returns the exit code: 2 if not one could be read."""
-    paths = find_images(options.paths)
+    paths = find_images(options.paths, options.out)
     out = writable(options.out, "--out")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(options.checkpoint, options.revision, bf16=device == "cuda").to(device).eval()
@@ -44,7 +45,7 @@ def predict(options: argparse.Namespace) -> int:
     images: list[dict[str, Any]] = []
     for number, path in enumerate(track(paths, description="predict", disable=not logger.isEnabledFor(logging.INFO))):
         try:
-            pixels = decode(path.read_bytes())
+            pixels = read(path)
         except Exception as error:  # a decoder's errors share no base: PIL's DecompressionBombError, SyntaxError
             logger.warning("%s: left out, it cannot be read (%s)", path, error)
             continue
@@ -53,7 +54,9 @@ def predict(options: argparse.Namespace) -> int:
         images.append({"id": number, "file_name": str(path), "height": pixels.shape[0], "width": pixels.shape[1]})
         results += coco_results(number, found)
         drawn = draw_boxes(pixels, found["boxes"], found["labels"])
-        cv2.imwrite(str(out / f"{number:05d}-{path.stem}.jpg"), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+        drawing = out / f"{number:05d}-{path.stem}.jpg"
+        if not cv2.imwrite(str(drawing), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)):
+            raise UserError(f"{drawing}: cannot be written; make room there or choose another folder with `--out DIR`")
     if not images:
         raise UserError(f"none of the {len(paths)} images could be read")
     (out / "predictions.json").write_text(json.dumps(results) + "\n")
@@ -63,17 +66,37 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
-def find_images(paths: Sequence[str]) -> list[Path]:
-    """All image files named or lying in named folders, sorted within each folder.
+def read(path: Path) -> np.ndarray:
+    """The pixels of an image file; what is raised says in words why there are none."""
+    data = path.read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    try:
+        return decode(data)
+    except UnidentifiedImageError as error:  # its own words name a buffer in memory
+        raise ValueError("not an image in any format that Pillow reads") from error
+
+
+def find_images(paths: Sequence[str], out: Path) -> list[Path]:
+    """All image files named or lying in named folders, sorted within each folder, but for the drawings in `out`.
 
     Raises:
-        UserError: a path that is not there, or no image at all.
+        UserError: a path that is not there or is `out` itself, or no image at all.
     """
     found: list[Path] = []
+    own = out.resolve()
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        found += sorted(path.rglob("*")) if path.is_dir() else [path]
+        if path.resolve() == own:
+            raise UserError(f"--out {out}: holds the images; give a folder of its own: `--out {out / 'predictions'}`")
+        if path.is_dir():
+            below = own if path.resolve() in own.parents else None  # the images may lie under --out: `--out .`
+            found += sorted(each for each in path.rglob("*") if below not in each.resolve().parents)
+        elif path.suffix.lower() in SUFFIXES:
+            found.append(path)
+        else:
+            logger.warning("%s: left out, read are %s", path, ", ".join(sorted(SUFFIXES)))
     found = [path for path in found if path.suffix.lower() in SUFFIXES]
     if not found:
         raise UserError(f"no images in {', '.join(paths)}; read are {', '.join(sorted(SUFFIXES))}")

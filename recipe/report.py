@@ -142,7 +142,9 @@ def summary(details: Mapping[str, Any], origin: Mapping[str, Any], num_queries: 
                 f"right, at the threshold {point['threshold']:.2f} of best F1."
             )
         else:
-            text = "no box was found." if boxes else "no labelled boxes, so nothing to measure."
+            limit = details["thresholds"][name]
+            text = f"no labelled box was found at any score; pictures show detections above {limit:.2f}."
+            text = text if boxes else "no labelled boxes, so nothing to measure."
         lines.append(f"- **{name}**: {text}")
     lines.append(f"- With {num_queries} queries at most {details['recall_ceiling']:.1%} of the boxes can be found.")
     keys = [key for key in ("revision", "data_revision", "manifest", "commit", "device") if origin[key]]

@@ -39,7 +39,8 @@ def test_a_missing_out_is_told_before_the_model_is_fetched(monkeypatch, capsys):
     asked = asked_for(monkeypatch, "evaluate")
     assert main(["evaluate", "USER/DETECTOR", "--revision", "epoch-03", "--data", "USER/CROWD"]) == 2
     assert not asked
-    assert "--out is missing: USER/DETECTOR is no folder" in capsys.readouterr().err
+    words = "USER/DETECTOR: no such folder; if it is a Hub repo, say with `--out DIR` where the report goes"
+    assert words in capsys.readouterr().err
 
 
 def test_a_folder_that_is_there_but_takes_no_file_is_refused():

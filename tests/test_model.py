@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torchvision.ops import box_convert, box_iou
 from transformers import (
     AutoConfig,
@@ -418,6 +418,25 @@ def test_a_checkpoint_of_another_kind_is_refused(checkpoint, field, value, words
     (checkpoint / "config.json").write_text(json.dumps(found | {field: value}))
     with pytest.raises(UserError, match=words):
         load_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            {"model_type": "detr", "use_timm_backbone": True, "backbone": "resnet50"},
+            "is detr with backbone timm_backbone",
+        ),
+        ({"model_type": "yolos"}, "is yolos with backbone none"),
+        ({"model_type": "bert"}, "is bert with backbone none"),
+    ],
+)
+def test_another_kind_of_model_is_one_line_and_not_another_library_to_install(tmp_path, found, words):
+    """The first is facebook/detr-resnet-50's shape; DETR's own config turns the others into it: all asked for timm."""
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"{words}, this recipe's are detr with backbone dinov3_vit"):
+        load_model(tmp_path)
 
 
 def test_the_saved_config_names_no_private_class_and_turns_off_the_random_rope(checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 
 import evaluated
@@ -54,51 +55,81 @@ def test_the_split_s_histograms_are_drawn_with_and_without_boxes(crowd, tmp_path
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The axes that a plot drew on, by what it drew: [{legend word: line}] per panel."""
+def panels(monkeypatch):
+    """The axes that a plot drew on."""
     panels = []
     sheet = plots.sheet
 
     @contextmanager
     def watched(*args, **options):
         with sheet(*args, **options) as axes:
+            panels.extend(axes)
             yield axes
-            panels.extend({line.get_label(): line for line in each.get_lines()} for each in axes)
 
     monkeypatch.setattr(plots, "sheet", watched)
     return panels
 
 
+def lines(axes):
+    """The lines of a panel by their words in its legend."""
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_learning_curves_are_drawn_from_a_single_epoch_on(tmp_path, drawn, epochs):
+def test_learning_curves_are_drawn_from_a_single_epoch_on(tmp_path, panels, epochs):
     """One evaluation is one point: as a line without a marker it would not be seen."""
     assert plots.learning_curves(tmp_path / "curves.png", evaluated.HISTORY[: 2 * epochs])
     pixels(tmp_path / "curves.png")
-    loss, layers, precision = drawn
+    loss, layers, precision = map(lines, panels)
     assert set(loss) == {"training", "validation"}
     assert set(layers) == {"layer 1", "layer 2", "layer 3 (last)"}
     assert set(precision) == {"map", "map_person", "map_head"}
     for line in (*loss.values(), *layers.values(), *precision.values()):
         assert len(line.get_xdata()) == epochs
-        assert epochs > 1 or line.get_marker() == "o"
+        assert epochs > 1 or line.get_marker() != "None"
+    assert len({line.get_marker() for line in precision.values()}) == len(precision)  # at 0 they all lie on one point
     assert precision["map_person"].get_color() == hex_color(COLORS[0])
 
 
-def test_a_long_run_is_drawn_by_its_averages(tmp_path, drawn):
+def test_a_long_run_is_drawn_by_its_averages(tmp_path, panels):
     """A run of ten epochs logs 14,000 rows: as they are, they would be one solid band."""
     losses = np.random.default_rng(0).normal(5, 1, 5000)
     rows = [{"epoch": i / 1000, "loss": loss} for i, loss in enumerate(losses.tolist())]
     plots.learning_curves(tmp_path / "curves.png", rows)
-    line = drawn[0]["training"]
+    line = lines(panels[0])["training"]
     assert len(line.get_xdata()) == plots.MOST_POINTS
     assert np.mean(line.get_ydata()) == pytest.approx(losses.mean())
     assert np.std(line.get_ydata()) < 0.4
 
 
-def test_an_average_precision_of_zero_is_drawn_and_an_undefined_one_is_not(tmp_path, drawn):
+def test_an_average_precision_of_zero_is_drawn_and_an_undefined_one_is_not(tmp_path, panels):
     """The pilot's detector finds nothing: its first report would show an empty panel."""
     plots.learning_curves(tmp_path / "curves.png", [{"epoch": 1, "eval_map": 0.0, "eval_map_50": -1.0}])
-    assert set(drawn[2]) == {"map"}
+    assert set(lines(panels[2])) == {"map"}
+
+
+def test_no_two_curves_of_precision_look_alike(tmp_path, panels):
+    rows = [row | {"eval_map_50": 0.4} if "eval_map" in row else row for row in evaluated.HISTORY]
+    plots.learning_curves(tmp_path / "curves.png", rows)
+    assert len({line.get_color() for line in lines(panels[2]).values()}) == 4
+
+
+def test_no_box_size_lies_under_the_legend_or_beyond_the_axis(crowd, tmp_path, panels):
+    plots.histograms(tmp_path / "data.png", crowd[0].annotations, ("person", "head"), 30)
+    for axes in panels:
+        axes.figure.draw_without_rendering()
+        assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
+    assert panels[1].get_xticks().tolist() == [2, 4, 8, 16, 32, 64, 96, 128]
+    assert panels[1].get_xlim()[1] == pytest.approx(128)
+
+
+@pytest.mark.parametrize("share", [0, 0.6])
+def test_every_panel_of_where_it_fails_names_its_axis_and_says_when_nothing_was_found(crowd, tmp_path, panels, share):
+    found = evaluated.evaluate(crowd[0], found=share, noise=0).details()
+    plots.where_it_fails(tmp_path / "where.png", found)
+    assert [axes.get_xlabel().split(" (")[0] for axes in panels] == 2 * ["size in pixels", "boxes per image"]
+    said = [any("no labelled box was found" in text.get_text() for text in axes.texts) for axes in panels]
+    assert said == [share == 0] * 4
 
 
 def test_a_class_without_a_hit_has_no_curves(crowd, tmp_path):
@@ -135,6 +166,15 @@ def test_predictions_stand_beside_the_labels_in_the_colours_of_their_classes(cro
     assert gallery.predictions(tmp_path / "predictions.png", images, data, limits, ("person", "head"))
     picture = pixels(tmp_path / "predictions.png")
     assert all(colored(picture[40:], color) > 100 for color in COLORS.values())
+
+
+def test_each_picture_of_predictions_names_its_thresholds(crowd, tmp_path, monkeypatch):
+    """Without them the pictures of the training, drawn from a score of 0.3, contradict the report's."""
+    data, images, _, _ = crowd
+    texts = []
+    monkeypatch.setattr(gallery, "_photograph", lambda _axes, _pixels, _part, text: texts.append(text))
+    gallery.predictions(tmp_path / "predictions.png", images, data, np.array([0.25, 2]), ("person", "head"))
+    assert all(re.fullmatch(r"\d+ predicted: person > 0\.25, head > 2\.00", text) for text in texts[1::2])
 
 
 def test_a_view_enlarges_tiny_boxes_and_holds_them():

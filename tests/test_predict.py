@@ -18,7 +18,8 @@ from recipe.cli import main
 from recipe.geometry import Geometry
 from recipe.images import render
 from recipe.model import build_model, build_processor, freeze
-from recipe.predict import class_thresholds, coco_results, detect
+from recipe.predict import class_thresholds, coco_results, detect, find_images
+from recipe.schema import UserError
 
 
 class Recorder:
@@ -72,6 +73,53 @@ def test_a_file_that_is_a_decompression_bomb_is_left_out_like_any_other(tmp_path
     assert main(["predict", str(checkpoint), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert "bomb.png: left out" in caplog.text
     assert [image["id"] for image in json.loads((tmp_path / "out" / "images.json").read_text())] == [1]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return str(save(freeze(build_model(config())), tmp_path / "detector" / "checkpoint"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "fine.png").write_bytes(encoded(photograph(60, 90), "PNG"))
+    return tmp_path / "photos"
+
+
+def test_a_second_run_does_not_predict_the_drawings_of_the_first(checkpoint, photos):
+    for _ in range(2):
+        assert main(["predict", checkpoint, str(photos), "--out", str(photos / "out")]) == 0
+        assert len(json.loads((photos / "out" / "images.json").read_text())) == 1
+
+
+def test_images_are_read_from_under_out_but_not_from_out_itself(photos):
+    assert find_images([str(photos)], photos.parent) == [photos / "fine.png"]
+    with pytest.raises(UserError, match=rf"--out {photos}: holds the images.*`--out {photos}/predictions`"):
+        find_images([str(photos)], photos)
+
+
+def test_a_file_that_was_named_is_never_left_out_without_a_word(photos, caplog):
+    (photos / "h.heic").touch()
+    (photos / "notes.txt").touch()
+    assert find_images([str(photos / "h.heic"), str(photos)], photos / "out") == [photos / "fine.png"]
+    assert "h.heic: left out, read are .bmp, .jpeg, .jpg" in caplog.text
+    assert "notes.txt" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "the file is empty"), (b"notes", "not an image in any format that Pillow reads")]
+)
+def test_why_an_image_cannot_be_read_is_said_in_words(checkpoint, photos, caplog, content, words):
+    (photos / "broken.jpg").write_bytes(content)
+    assert main(["predict", checkpoint, str(photos), "--out", str(photos / "out")]) == 0
+    assert f"broken.jpg: left out, it cannot be read ({words})" in caplog.text
+
+
+def test_a_drawing_that_could_not_be_written_is_said(checkpoint, photos, capsys):
+    (photos / "out" / "00000-fine.jpg").mkdir(parents=True)
+    assert main(["predict", checkpoint, str(photos), "--out", str(photos / "out")]) == 2
+    assert "00000-fine.jpg: cannot be written" in capsys.readouterr().err
 
 
 def test_results_are_cocos_boxes_as_plain_numbers():
