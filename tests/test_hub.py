@@ -108,6 +108,14 @@ def test_every_epoch_is_one_commit_with_its_model_its_state_and_its_tag(hub, tmp
     assert repo.read("README.md", "epoch-02") == b"# Epoch 2\n"
 
 
+def test_an_evaluation_within_a_checkpoint_stays_here_and_hinders_no_push(hub, tmp_path):
+    """`recipe evaluate RUN/checkpoint-N` writes into the checkpoint, where no other --out is given."""
+    folder = make_run(tmp_path / "run", epochs=1)
+    (checkpoints(folder)[0] / "evaluation-validation").mkdir()
+    assert opened(folder).push(folder) == []
+    assert not [name for name in hub.repo(NAME).snapshot("main")["files"] if "evaluation" in name]
+
+
 def test_a_checkpoint_within_an_epoch_is_pushed_without_a_tag(hub, tmp_path):
     folder = make_run(tmp_path / "run", epochs=1)
     save_epoch(folder, 1.25)
