@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import preflight
-from jobs.job import PROJECT, follow, patiently, say, submit, table
+from jobs.job import PROJECT, follow, patiently, say, show_retries, submit, table
 from jobs.plan import Plan, Target, hours, schedule
 from recipe.config import DEADLINE_EXIT, Config, parse_train
 from recipe.schema import UserError
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv[:cut])
     if not (options.flavor or options.status):
         parser.error("--flavor is missing, such as --flavor a10g-large")
+    show_retries()
     try:
         if options.status:
             return status(options.namespace)
@@ -83,10 +84,13 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     args = check_training_flags(config, rest)
     from huggingface_hub import HfApi, get_token
 
+    from recipe.access import impatiently
+
     api, token = HfApi(), get_token()
     if token is None:
         raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
-    target = check_hub(api, options, config, args)
+    with impatiently():
+        target = check_hub(api, options, config, args)
     plan = schedule(options, config, args, target)
     order = make_order(options, training, token, target, plan)
     if options.dry_run:
@@ -229,9 +233,12 @@ def status(namespace: str | None) -> int:
     """List this project's jobs, newest first."""
     from huggingface_hub import HfApi
 
+    from recipe.access import impatiently
+
     api = HfApi()
-    owner = namespace or patiently("asking the Hub who we are", api.whoami)["name"]
-    jobs = patiently("listing the jobs", lambda: list(api.list_jobs(namespace=owner, labels=PROJECT)))
+    with impatiently():
+        owner = namespace or patiently("asking the Hub who we are", api.whoami)["name"]
+        jobs = patiently("listing the jobs", lambda: list(api.list_jobs(namespace=owner, labels=PROJECT)))
     print(table(jobs) if jobs else f"no jobs of this project in {owner}")
     return 0
 

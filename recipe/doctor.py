@@ -35,6 +35,8 @@ Finding = tuple[str, bool | None, str]  # what, fine (None: worth knowing), in w
 
 def doctor(options: argparse.Namespace) -> int:
     """Print one line per check that the options ask for, cheapest first. Returns 1 if any would stop a training."""
+    from recipe.access import impatiently
+
     checks = [imports(), gpu(), disk(Path(options.output_dir or "."))]
     if options.pace:
         checks.append(pace())
@@ -44,9 +46,10 @@ def doctor(options: argparse.Namespace) -> int:
         checks.append(backbone(options.backbone))
     checks.append(token({"model": options.hub_model_id, "space": options.trackio_space_id}))
     table, failed = Table(box=None, show_header=False), False
-    for what, fine, words in chain.from_iterable(checks):
-        table.add_row({True: "[green]ok", False: "[red]FAILS", None: "[yellow]note"}[fine], what, words)
-        failed |= fine is False
+    with impatiently():
+        for what, fine, words in chain.from_iterable(checks):
+            table.add_row({True: "[green]ok", False: "[red]FAILS", None: "[yellow]note"}[fine], what, words)
+            failed |= fine is False
     Console().print(table)
     return int(failed)
 

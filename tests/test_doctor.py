@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx2
 import pytest
 
@@ -53,6 +55,20 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path, capsys, monkeypatch):
     assert main(["doctor", "--backbone", "USER/DINO", "--output_dir", str(tmp_path)]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "USER/DINO: the Hub cannot be reached (no route); or give `--backbone DIR`" in said
+
+
+def test_all_questions_to_a_hub_out_of_reach_cost_half_a_minute_together(tmp_path, capsys, monkeypatch):
+    """Each of them was asked for three minutes."""
+    monkeypatch.setattr("recipe.access.PREFLIGHT", 1.0)
+    monkeypatch.setattr("recipe.access.PATIENCE", 10.0)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    for name in ("auth_check", "whoami"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", refuse)
+    repos = ["--backbone", "USER/DINO", "--hub_model_id", "USER/DETECTOR", "--trackio_space_id", "USER/SPACE"]
+    began = time.monotonic()
+    assert main(["doctor", *repos, "--output_dir", str(tmp_path)]) == 1
+    assert time.monotonic() - began < 10  # seconds of it for the imports
+    assert " ".join(capsys.readouterr().out.split()).count("the Hub cannot be reached (no route)") == 3
 
 
 def refuse(*_: object, **__: object) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from loopback_hub import LoopbackHub
 
-from recipe.access import check_write_access, is_repo_id, retry
+from recipe.access import check_write_access, impatiently, is_repo_id, retry
 from recipe.backlog import PUSHED, backlog
 from recipe.checkpoint import SHARDS
 from recipe.cli import main
@@ -231,6 +232,26 @@ def test_a_file_that_cannot_be_is_not_tried_for_ever():
     with pytest.raises(ValueError, match="no such thing"):
         retry("trying", fails, time.monotonic() + 60)
     assert len(calls) == 1
+
+
+def test_a_preflight_loses_no_more_time_than_its_own_to_a_hub_that_is_away(hub, monkeypatch):
+    """All its questions together; one that is answered, however late, counts for nothing, and a run is patient again."""
+    monkeypatch.setattr("recipe.access.PREFLIGHT", 3.0)
+    asked = []
+
+    def away():
+        asked.append(time.monotonic())
+        raise ConnectionError("no route")
+
+    began = time.monotonic()
+    with impatiently():
+        for _ in range(4):
+            with pytest.raises(ConnectionError):
+                retry("trying", away, began + 60)
+        assert retry("trying", lambda: get_session().timeout.read) == 3.0
+    assert time.monotonic() - began < 4
+    assert len(asked) >= 6
+    assert retry("trying", lambda: get_session().timeout.read) == 120.0
 
 
 def test_every_epoch_arrives_with_a_third_of_all_requests_failing(hub, tmp_path):

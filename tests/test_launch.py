@@ -187,6 +187,21 @@ def test_a_refusal_for_good_is_said_at_once(hub, capsys):
     assert "HF Jobs refuses the job" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--status"], ["--flavor", "a10g-large", "--dry-run", "--", *TRAIN]])
+def test_a_hub_out_of_reach_is_told_while_it_is_waited_for_and_given_up_soon(hub, capsys, caplog, monkeypatch, words):
+    """A job's own questions are asked for ten minutes, and these were, without a word."""
+    monkeypatch.setattr("recipe.access.PREFLIGHT", 2.0)
+    monkeypatch.setattr(job_room, "PATIENCE", 20.0)
+    hub.stop()
+    began = time.monotonic()
+    assert launch.main(words) == 2
+    assert time.monotonic() - began < 15
+    assert re.search(r"asking the Hub who we are: .*refused; again in \d s", caplog.text)
+    said = capsys.readouterr()
+    assert re.fullmatch(r"error: asking the Hub who we are: the Hub cannot be reached \(.*refused\)\n", said.err)
+    assert not said.out
+
+
 # Followed to its end
 
 
