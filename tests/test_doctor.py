@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import httpx2
@@ -45,6 +46,39 @@ def test_a_packed_dataset_is_found_and_a_missing_backbone_is_told(packed, tmp_pa
     assert "FAILS" not in said
     assert main(["doctor", "--backbone", str(tmp_path), *place]) == 1
     assert "holds no safetensors file" in " ".join(capsys.readouterr().out.split())
+
+
+def test_each_row_is_shown_as_it_is_found_under_the_one_before(tmp_path, capsys, monkeypatch):
+    """The table came at the end, after a minute of nothing where the Hub is away."""
+    shown = []
+
+    def slow(name):
+        shown.append(capsys.readouterr().out)
+        return f"{name} can be fetched [soon]"
+
+    monkeypatch.setattr("recipe.access.check_read_access", slow)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * MIN_DISK}))
+    options = ["--backbone", "USER/DINO", "--output_dir", str(tmp_path)]
+    assert main(["doctor", *options]) == 0
+    *rows, verdict = capsys.readouterr().out.splitlines()
+    assert rows[0].index("USER/DINO can be fetched [soon]") == re.match(" ok +torch +", shown[0]).end()
+    assert verdict == f"ready: recipe train --preset pilot {' '.join(options)}"
+
+
+def test_a_backbone_that_is_no_repo_is_refused_without_asking_the_hub(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
+    assert main(["doctor", "--backbone", "./dino", "--output_dir", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "./dino: neither a folder nor the USER/NAME of a Hub repo; give `--backbone DIR`" in said
+
+
+def test_a_place_that_cannot_be_written_is_no_full_disk(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--output_dir", str(tmp_path / "file" / "run")]) == 1
+    said = capsys.readouterr().out
+    assert "/file/run:cannotbewritten(Notadirectory)" in "".join(said.split())
+    assert "GiB free" not in said
+    assert said.endswith("\n1 to mend\n")
 
 
 def test_a_hub_out_of_reach_is_one_line(tmp_path, capsys, monkeypatch):

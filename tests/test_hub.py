@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_is_not_tried_for_ever():
 
 
 def test_a_preflight_loses_no_more_time_than_its_own_to_a_hub_that_is_away(hub, monkeypatch):
-    """All its questions together; one that is answered, however late, counts for nothing, and a run is patient again."""
+    """All its questions together; after it a run is as patient as ever."""
     monkeypatch.setattr("recipe.access.PREFLIGHT", 3.0)
     asked = []
 
