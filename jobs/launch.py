@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     parser = build_parser()
-    options = parser.parse_args(argv[:cut])
+    # With underscores too, as those of `recipe train` with dashes.
+    own = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in argv[:cut]]
+    options = parser.parse_args(own)
     if not (options.flavor or options.status):
         parser.error("--flavor is missing, such as --flavor a10g-large")
     show_retries()

@@ -422,11 +422,13 @@ def test_max_steps_counts_in_place_of_the_epochs(hub, capsys, steps, words):
     assert start("--pace", "1", "--timeout", "1h", "--dry-run", train=train) == (0 if steps == 45 else 2)
 
 
-def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp_path):
+@pytest.mark.parametrize("flag", ["--pace-from", "--pace_from"])
+def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp_path, flag):
+    """Flags are written with dashes or underscores, as those of `recipe train`; a folder's name stays as it is."""
     pace = {"images_per_second": 2.0, "device": "1 x NVIDIA RTX 4000 SFF Ada Generation, 20 GiB"}
     work = {"train_images": 1, "validation_images": 1, "epochs": 1}
     (tmp_path / "run.json").write_text(json.dumps({"pace": {**pace, **work}}))
-    start("--pace-from", str(tmp_path), "--dry-run")
+    start(f"{flag}={tmp_path}", "--dry-run")
     said = capsys.readouterr().err
     assert "the pace is an estimate, from 1 x NVIDIA RTX 4000 SFF Ada" in said
     assert f"at {2.0 * 70 / 76.7:.2f} images/s" in said
