@@ -84,13 +84,11 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     """The recipe of a launch: the flags, the Hub's side, the time and the costs, the job."""
     config, rest = parse_train(training)
     args = check_training_flags(config, rest)
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
     from recipe.access import impatiently
 
-    api, token = HfApi(), get_token()
-    if token is None:
-        raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
+    api, token = HfApi(), own_token()
     with impatiently():
         target = check_hub(api, options, config, args)
     plan = schedule(options, config, args, target)
@@ -101,6 +99,15 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
         print(json.dumps(_create_job_spec(**order) | {"secrets": list(order["secrets"])}, indent=2))
         return 0
     return run(api, options, order, target)
+
+
+def own_token() -> str:
+    """The token of this machine. Raises UserError where there is none."""
+    from huggingface_hub import get_token
+
+    if (token := get_token()) is None:
+        raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
+    return token
 
 
 def check_training_flags(config: Config, rest: list[str]) -> TrainingArguments:
@@ -237,7 +244,7 @@ def status(namespace: str | None) -> int:
 
     from recipe.access import impatiently
 
-    api = HfApi()
+    api = HfApi(token=own_token())
     with impatiently():
         owner = namespace or patiently("asking the Hub who we are", api.whoami)["name"]
         jobs = patiently("listing the jobs", lambda: list(api.list_jobs(namespace=owner, labels=PROJECT)))

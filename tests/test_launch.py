@@ -299,6 +299,14 @@ def test_status_lists_the_jobs_of_this_project_alone(hub, capsys):
 # Refused before it costs anything
 
 
+@pytest.mark.parametrize("words", [["--status"], ["--flavor", "a10g-large", "--", *TRAIN]])
+def test_without_a_token_it_is_told_how_to_get_one(hub, capsys, monkeypatch, tmp_path, words):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    assert launch.main(words) == 2
+    assert capsys.readouterr().err.startswith("error: no token. Run `hf auth login`, or set HF_TOKEN")
+
+
 def test_an_unknown_machine_lists_those_there_are_with_their_prices(hub, capsys):
     assert launch.main(["--flavor", "a10g-huge", "--", *TRAIN]) == 2
     said = capsys.readouterr().err
