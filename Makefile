@@ -14,9 +14,14 @@ setup: .venv/.ready   ## the locked environment in .venv, from wheels/ alone
 # Wheels come by hash, through whatever index this machine's pip has; no file of the project names one.
 wheels/.ready: requirements.lock
 	@mkdir -p wheels
-	echo "setup: fetching the locked wheels (about 3 GB, once)"
-	$(PYTHON) -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
-		--requirement requirements.lock --dest wheels 2>&1 | grep -v '^WARNING: Location' || true
+	get() {
+		$(PYTHON) -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+			--requirement requirements.lock --dest wheels "$$@"
+	}
+	get --no-index --find-links wheels >/dev/null 2>&1 || {
+		echo "setup: fetching the locked wheels (about 3 GB, once)"
+		get 2>&1 | grep -v '^WARNING: Location' || true
+	}
 	test $$(ls wheels | grep -c '\.whl$$') -ge $$(grep -c '==' requirements.lock) || \
 		{ echo "setup: some wheels could not be fetched; run '$(PYTHON) -m pip download --require-hashes --no-deps -r requirements.lock -d wheels' to see why"; exit 1; }
 	touch $@
@@ -43,7 +48,7 @@ check: setup   ## format, lint and types
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-format: setup
+format: setup  ## format, and mend what the linter can
 	@.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
@@ -60,5 +65,5 @@ image: wheels/.ready        ## docker build -t recipe .
 image-test: wheels/.ready   ## build the image and run Phase A inside it with no network
 	@sh tests/image.sh test
 
-clean:         ## everything that `make` made, except the wheels
+clean:         ## removes .venv and the tools' caches; wheels/ and outputs/ stay
 	@rm -rf .venv .uv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ follow(api, job)           ->  its exit code, its log printed on the way
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -126,6 +127,12 @@ def table(jobs: list[JobInfo]) -> str:
     return "\n".join(
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def show_retries() -> None:
+    """Print what recipe/access.py says of a Hub that does not answer: a wait without a word looks like a hang."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("recipe").setLevel(logging.INFO)
 
 
 def say(line: str) -> None:

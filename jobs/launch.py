@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import preflight
-from jobs.job import PROJECT, follow, patiently, say, submit, table
+from jobs.job import PROJECT, follow, patiently, say, show_retries, submit, table
 from jobs.plan import Plan, Target, hours, schedule
 from recipe.config import DEADLINE_EXIT, Config, parse_train
 from recipe.schema import UserError
@@ -65,9 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     parser = build_parser()
-    options = parser.parse_args(argv[:cut])
+    # With underscores too, as those of `recipe train` with dashes.
+    own = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in argv[:cut]]
+    options = parser.parse_args(own)
     if not (options.flavor or options.status):
         parser.error("--flavor is missing, such as --flavor a10g-large")
+    show_retries()
     try:
         if options.status:
             return status(options.namespace)
@@ -81,12 +84,13 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     """The recipe of a launch: the flags, the Hub's side, the time and the costs, the job."""
     config, rest = parse_train(training)
     args = check_training_flags(config, rest)
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
-    api, token = HfApi(), get_token()
-    if token is None:
-        raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
-    target = check_hub(api, options, config, args)
+    from recipe.access import impatiently
+
+    api, token = HfApi(), own_token()
+    with impatiently():
+        target = check_hub(api, options, config, args)
     plan = schedule(options, config, args, target)
     order = make_order(options, training, token, target, plan)
     if options.dry_run:
@@ -95,6 +99,15 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
         print(json.dumps(_create_job_spec(**order) | {"secrets": list(order["secrets"])}, indent=2))
         return 0
     return run(api, options, order, target)
+
+
+def own_token() -> str:
+    """The token of this machine. Raises UserError where there is none."""
+    from huggingface_hub import get_token
+
+    if (token := get_token()) is None:
+        raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
+    return token
 
 
 def check_training_flags(config: Config, rest: list[str]) -> TrainingArguments:
@@ -229,9 +242,12 @@ def status(namespace: str | None) -> int:
     """List this project's jobs, newest first."""
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    owner = namespace or patiently("asking the Hub who we are", api.whoami)["name"]
-    jobs = patiently("listing the jobs", lambda: list(api.list_jobs(namespace=owner, labels=PROJECT)))
+    from recipe.access import impatiently
+
+    api = HfApi(token=own_token())
+    with impatiently():
+        owner = namespace or patiently("asking the Hub who we are", api.whoami)["name"]
+        jobs = patiently("listing the jobs", lambda: list(api.list_jobs(namespace=owner, labels=PROJECT)))
     print(table(jobs) if jobs else f"no jobs of this project in {owner}")
     return 0
 

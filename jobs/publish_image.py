@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.job import PATIENCE, patiently, say
+from jobs.job import PATIENCE, patiently, say, show_retries
 from jobs.preflight import BUILDING, READY
 from recipe.schema import UserError
 from recipe.version import commit, lock
@@ -47,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python jobs/publish_image.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("space", help="USER/NAME of the Space; made if it is not there")
     parser.add_argument("--public", action="store_true", help="let everybody see and use it; default: private")
+    options = parser.parse_args(argv)
+    show_retries()
     try:
-        return publish(parser.parse_args(argv))
+        return publish(options)
     except UserError as error:
         say(f"error: {error}")
         return 2

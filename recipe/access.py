@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +27,10 @@ logger = logging.getLogger(__name__)
 TRANSIENT = {408, 412, 425, 429, 500, 502, 503, 504}  # 412: somebody else committed in between, so look again
 TIMEOUT = httpx2.Timeout(120, connect=20)  # the client's default is none: a silent server would hold it for ever
 PATIENCE = 180.0  # seconds for each question, where nothing else is said
+PREFLIGHT = 30.0  # seconds for all questions together that go unanswered while somebody sits and waits
 FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
 Result = TypeVar("Result")
+_left = math.inf  # of PREFLIGHT, while `impatiently` is on
 
 
 class HubAway(UserError):
@@ -38,19 +41,40 @@ def retry(what: str, call: Callable[[], Result], deadline: float | None = None) 
     """`call()`, and again after each passing failure, until time.monotonic() reaches `deadline`; default: `PATIENCE`.
 
     The pauses grow, are random, and as long as the server's Retry-After asks. Raises what the last attempt raised.
+    Within `impatiently` the end may come sooner.
     """
-    attempt, deadline = 0, deadline or time.monotonic() + PATIENCE
+    global _left
+    attempt, began = 0, time.monotonic()
+    deadline = min(deadline or began + PATIENCE, began + _left)
     while True:
         try:
-            get_session().timeout = TIMEOUT
+            short = httpx2.Timeout(min(10.0, max(3.0, deadline - time.monotonic())))
+            get_session().timeout = TIMEOUT if _left == math.inf else short
             return call()
         except Exception as error:
+            if not is_transient(error):
+                raise
             pause = max(random.uniform(0.5, 1.0) * min(2**attempt, 60), asked_pause(error))
-            if not is_transient(error) or time.monotonic() + pause > deadline:
+            if time.monotonic() + pause > deadline:
+                _left = max(0.0, _left - (time.monotonic() - began))
                 raise
             logger.info("%s: %s; again in %.0f s", what, in_a_line(error), pause)
             time.sleep(pause)
             attempt += 1
+
+
+@contextlib.contextmanager
+def impatiently() -> Iterator[None]:
+    """In here a Hub that is away costs `PREFLIGHT` seconds in all, whatever patience its callers have.
+
+    An answer is waited for 10 seconds at most, and 3 at least: what one question has lost is not another's fault.
+    """
+    global _left
+    _left = PREFLIGHT
+    try:
+        yield
+    finally:
+        _left = math.inf
 
 
 @contextlib.contextmanager

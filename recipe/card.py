@@ -7,7 +7,6 @@ It shows plots and no photographs: a model may be shared more widely than the im
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from recipe import tables
+from recipe.access import is_repo_id
 from recipe.config import Config
 from recipe.report import PICTURES
 from recipe.run import without_tokens
@@ -136,8 +136,7 @@ def metadata(values: Mapping[str, float], record: Mapping[str, Any], name: str, 
         pipeline_tag="object-detection",
         tags=["detr", "dinov3", "crowd-detection", "head-detection", "object-detection"],
         datasets=[data] if data else None,
-        base_model=[name for name in sources if re.fullmatch(r"[\w-]+/[\w.-]+", name) and not Path(name).exists()]
-        or None,
+        base_model=[name for name in sources if is_repo_id(name)] or None,
         model_name=name,
         eval_results=results or None,
     )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from recipe.schema import UserError
 
@@ -34,7 +37,9 @@ Finding = tuple[str, bool | None, str]  # what, fine (None: worth knowing), in w
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print one line per check that the options ask for, cheapest first. Returns 1 if any would stop a training."""
+    """Print a row for each check that the options ask for, as it is made. Returns 1 if any would stop a training."""
+    from recipe.access import impatiently
+
     checks = [imports(), gpu(), disk(Path(options.output_dir or "."))]
     if options.pace:
         checks.append(pace())
@@ -43,12 +48,24 @@ def doctor(options: argparse.Namespace) -> int:
     if options.backbone:
         checks.append(backbone(options.backbone))
     checks.append(token({"model": options.hub_model_id, "space": options.trackio_space_id}))
-    table, failed = Table(box=None, show_header=False), False
-    for what, fine, words in chain.from_iterable(checks):
-        table.add_row({True: "[green]ok", False: "[red]FAILS", None: "[yellow]note"}[fine], what, words)
-        failed |= fine is False
-    Console().print(table)
-    return int(failed)
+    console, failed = Console(), 0
+    with impatiently():
+        for what, fine, words in chain.from_iterable(checks):
+            row = Table(box=None, show_header=False)  # one for each: the next check may take a while
+            for width in (5, 15, None):
+                row.add_column(width=width, overflow="fold")
+            row.add_row({True: "[green]ok", False: "[red]FAILS", None: "[yellow]note"}[fine], what, Text(words))
+            console.print(row)
+            failed += fine is False
+    print(f"{failed} to mend" if failed else f"ready: {training(options)}")
+    return int(failed > 0)
+
+
+def training(options: argparse.Namespace) -> str:
+    """The command that was looked into, in full."""
+    names = ("data", "backbone", "hub_model_id", "trackio_space_id", "output_dir")
+    flags = [word for name in names if (value := getattr(options, name)) for word in (f"--{name}", value)]
+    return shlex.join(["recipe", "train", *([] if options.data else ["--preset", "pilot"]), *flags])
 
 
 def imports() -> Iterator[Finding]:
@@ -96,8 +113,13 @@ def installed_driver() -> str | None:
 
 
 def disk(folder: Path) -> Iterator[Finding]:
-    """Free space where the run will be written."""
+    """Room and the right to write where the run will be."""
     there = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        yield "disk", False, f"{folder}: cannot be written ({error.strerror}); give another `--output_dir`"
+        return
     free = shutil.disk_usage(there).free
     yield "disk", free >= MIN_DISK, f"{free / GIB:.0f} GiB free at {there}, {MIN_DISK / GIB:.0f} are needed"
 
@@ -168,7 +190,7 @@ def dataset(data: str) -> Iterator[Finding]:
 
 def backbone(name: str) -> Iterator[Finding]:
     """The weights are in reach: a folder, or a gated repo whose licence was accepted."""
-    from recipe.access import check_read_access
+    from recipe.access import check_read_access, is_repo_id
 
     if name == "tiny":
         yield "backbone", True, "tiny: random, nothing to fetch"
@@ -177,9 +199,12 @@ def backbone(name: str) -> Iterator[Finding]:
         there = any(Path(name).glob("*.safetensors"))
         yield "backbone", there, name if there else f"{name} holds no safetensors file"
         return
+    if not is_repo_id(name):
+        yield "backbone", False, f"{name}: neither a folder nor the USER/NAME of a Hub repo; give `--backbone DIR`"
+        return
     try:
         yield "backbone", True, check_read_access(name)
-    except (UserError, ValueError) as error:
+    except UserError as error:
         yield "backbone", False, f"{error}; or give `--backbone DIR`"
 
 

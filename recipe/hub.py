@@ -172,7 +172,7 @@ class RunRepo:
             mark(checkpoint, self.repo_id, self._commit)
             return
         files = {path.name: path for path in model_files(checkpoint)}
-        kept = [path for path in checkpoint.iterdir() if path.name not in (PUSHED, "README.md")]
+        kept = [path for path in checkpoint.iterdir() if path.is_file() and path.name not in (PUSHED, "README.md")]
         files |= {f"{LAST}/{path.name}": path for path in [*kept, folder / RUN_FILE]}
         title, started = f"{tag_of(state) or 'Within an epoch'}, step {step_of(checkpoint)}", time.monotonic()
         commit = send_files(self.api, self.repo_id, files, title, deadline)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class PaceLog(TrainerCallback):
         self._step, self._counted, self._seconds = 0, 0, 0.0
         self._last: float | None = None
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
         now, self._step = time.perf_counter(), self._step + 1
         if self.WARM < self._step <= self.STEPS and self._last is not None:
             self._counted, self._seconds = self._counted + 1, self._seconds + now - self._last
@@ -74,7 +75,9 @@ class PaceLog(TrainerCallback):
         if self._step == self.STEPS and self._counted and state.is_world_process_zero:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             rate = round(batch * self._counted / self._seconds, 3)
-            pace = Pace(rate, device(), *self.images, epochs=round(state.num_train_epochs, 2))
+            # state.num_train_epochs is rounded up, of --max_steps and of a fraction alike.
+            epoch = math.ceil(len(found["train_dataloader"]) / args.gradient_accumulation_steps)
+            pace = Pace(rate, device(), *self.images, epochs=round(state.max_steps / epoch, 2))
             logger.info(describe(pace, self.command))
             amend_record(Path(args.output_dir), pace=pace.record())
 

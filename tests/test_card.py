@@ -57,6 +57,12 @@ def test_the_front_matter_names_library_task_base_models_and_the_dinov3_licence(
     assert data.license_link.startswith("https://")
 
 
+def test_a_folder_of_another_machine_is_no_base_model(tmp_path, numbers):
+    """The card's own pattern took for a repo what the Hub's client refuses."""
+    elsewhere = load(tmp_path, numbers, RECORD | {"config": {"backbone": "weights/dino..v2", "detr_init": "./detr"}})
+    assert elsewhere.data.base_model is None
+
+
 def test_the_card_says_built_with_dinov3_unless_the_backbone_is_random(tmp_path, numbers):
     assert "Built with DINOv3" in load(tmp_path, numbers).text
     pilot = load(tmp_path, numbers, RECORD | {"config": {"backbone": "tiny", "detr_init": "none"}})

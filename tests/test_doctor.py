@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import httpx2
 import pytest
 
@@ -45,6 +48,39 @@ def test_a_packed_dataset_is_found_and_a_missing_backbone_is_told(packed, tmp_pa
     assert "holds no safetensors file" in " ".join(capsys.readouterr().out.split())
 
 
+def test_each_row_is_shown_as_it_is_found_under_the_one_before(tmp_path, capsys, monkeypatch):
+    """The table came at the end, after a minute of nothing where the Hub is away."""
+    shown = []
+
+    def slow(name):
+        shown.append(capsys.readouterr().out)
+        return f"{name} can be fetched [soon]"
+
+    monkeypatch.setattr("recipe.access.check_read_access", slow)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * MIN_DISK}))
+    options = ["--backbone", "USER/DINO", "--output_dir", str(tmp_path)]
+    assert main(["doctor", *options]) == 0
+    *rows, verdict = capsys.readouterr().out.splitlines()
+    assert rows[0].index("USER/DINO can be fetched [soon]") == re.match(" ok +torch +", shown[0]).end()
+    assert verdict == f"ready: recipe train --preset pilot {' '.join(options)}"
+
+
+def test_a_backbone_that_is_no_repo_is_refused_without_asking_the_hub(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
+    assert main(["doctor", "--backbone", "./dino", "--output_dir", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "./dino: neither a folder nor the USER/NAME of a Hub repo; give `--backbone DIR`" in said
+
+
+def test_a_place_that_cannot_be_written_is_no_full_disk(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--output_dir", str(tmp_path / "file" / "run")]) == 1
+    said = capsys.readouterr().out
+    assert "/file/run:cannotbewritten(Notadirectory)" in "".join(said.split())
+    assert "GiB free" not in said
+    assert said.endswith("\n1 to mend\n")
+
+
 def test_a_hub_out_of_reach_is_one_line(tmp_path, capsys, monkeypatch):
     """Fails where only OSError is caught: the client's ConnectError is none."""
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * MIN_DISK}))
@@ -53,6 +89,20 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path, capsys, monkeypatch):
     assert main(["doctor", "--backbone", "USER/DINO", "--output_dir", str(tmp_path)]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "USER/DINO: the Hub cannot be reached (no route); or give `--backbone DIR`" in said
+
+
+def test_all_questions_to_a_hub_out_of_reach_cost_half_a_minute_together(tmp_path, capsys, monkeypatch):
+    """Each of them was asked for three minutes."""
+    monkeypatch.setattr("recipe.access.PREFLIGHT", 1.0)
+    monkeypatch.setattr("recipe.access.PATIENCE", 10.0)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    for name in ("auth_check", "whoami"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", refuse)
+    repos = ["--backbone", "USER/DINO", "--hub_model_id", "USER/DETECTOR", "--trackio_space_id", "USER/SPACE"]
+    began = time.monotonic()
+    assert main(["doctor", *repos, "--output_dir", str(tmp_path)]) == 1
+    assert time.monotonic() - began < 10  # seconds of it for the imports
+    assert " ".join(capsys.readouterr().out.split()).count("the Hub cannot be reached (no route)") == 3
 
 
 def refuse(*_: object, **__: object) -> None:

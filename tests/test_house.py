@@ -74,6 +74,33 @@ def test_no_product_file_grows_out_of_one_noun():
         assert len(path.read_text().splitlines()) <= 330, path.relative_to(ROOT)
 
 
+PIP = """#!/bin/sh
+case "$*" in *--no-index*) exec test -e wheels/torch-1-py3-none-any.whl ;; esac
+touch wheels/torch-1-py3-none-any.whl
+"""
+
+
+def test_setup_says_that_it_fetches_only_where_a_wheel_is_missing(tmp_path):
+    (tmp_path / "pip").write_text(PIP)
+    (tmp_path / "pip").chmod(0o755)
+    said = []
+    for lock in ("torch==1\n", "torch==1 --hash=sha256:0\n"):
+        (tmp_path / "requirements.lock").write_text(lock)
+        (tmp_path / "wheels" / ".ready").unlink(missing_ok=True)
+        make = ["make", "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "wheels/.ready", "PYTHON=./pip"]
+        said.append(subprocess.run(make, check=True, capture_output=True, text=True).stdout)
+    assert ["fetching" in words for words in said] == [True, False]
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)", makefile, re.MULTILINE)[1].split()
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert [line.split()[0] for line in shown.splitlines()] == targets
+
+
 def test_every_test_that_the_readme_names_is_there():
     named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "README.md").read_text())
     assert len(named) > 20

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from loopback_hub import LoopbackHub
 
-from recipe.access import check_write_access, is_repo_id, retry
+from recipe.access import check_write_access, impatiently, is_repo_id, retry
 from recipe.backlog import PUSHED, backlog
 from recipe.checkpoint import SHARDS
 from recipe.cli import main
@@ -106,6 +107,14 @@ def test_every_epoch_is_one_commit_with_its_model_its_state_and_its_tag(hub, tmp
     assert files == model | {"README.md"} | {f"last-checkpoint/{name}" for name in model | state}
     assert repo.read("last-checkpoint/optimizer.pt", "epoch-01") == b"optimizer.pt 4"
     assert repo.read("README.md", "epoch-02") == b"# Epoch 2\n"
+
+
+def test_an_evaluation_within_a_checkpoint_stays_here_and_hinders_no_push(hub, tmp_path):
+    """`recipe evaluate RUN/checkpoint-N` writes into the checkpoint, where no other --out is given."""
+    folder = make_run(tmp_path / "run", epochs=1)
+    (checkpoints(folder)[0] / "evaluation-validation").mkdir()
+    assert opened(folder).push(folder) == []
+    assert not [name for name in hub.repo(NAME).snapshot("main")["files"] if "evaluation" in name]
 
 
 def test_a_checkpoint_within_an_epoch_is_pushed_without_a_tag(hub, tmp_path):
@@ -223,6 +232,26 @@ def test_a_file_that_cannot_be_is_not_tried_for_ever():
     with pytest.raises(ValueError, match="no such thing"):
         retry("trying", fails, time.monotonic() + 60)
     assert len(calls) == 1
+
+
+def test_a_preflight_loses_no_more_time_than_its_own_to_a_hub_that_is_away(hub, monkeypatch):
+    """All its questions together; after it a run is as patient as ever."""
+    monkeypatch.setattr("recipe.access.PREFLIGHT", 3.0)
+    asked = []
+
+    def away():
+        asked.append(time.monotonic())
+        raise ConnectionError("no route")
+
+    began = time.monotonic()
+    with impatiently():
+        for _ in range(4):
+            with pytest.raises(ConnectionError):
+                retry("trying", away, began + 60)
+        assert retry("trying", lambda: get_session().timeout.read) == 3.0
+    assert time.monotonic() - began < 4
+    assert len(asked) >= 6
+    assert retry("trying", lambda: get_session().timeout.read) == 120.0
 
 
 def test_every_epoch_arrives_with_a_third_of_all_requests_failing(hub, tmp_path):

@@ -187,6 +187,21 @@ def test_a_refusal_for_good_is_said_at_once(hub, capsys):
     assert "HF Jobs refuses the job" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--status"], ["--flavor", "a10g-large", "--dry-run", "--", *TRAIN]])
+def test_a_hub_out_of_reach_is_told_while_it_is_waited_for_and_given_up_soon(hub, capsys, caplog, monkeypatch, words):
+    """A job's own questions are asked for ten minutes, and these were, without a word."""
+    monkeypatch.setattr("recipe.access.PREFLIGHT", 2.0)
+    monkeypatch.setattr(job_room, "PATIENCE", 20.0)
+    hub.stop()
+    began = time.monotonic()
+    assert launch.main(words) == 2
+    assert time.monotonic() - began < 15
+    assert re.search(r"asking the Hub who we are: .*refused; again in \d s", caplog.text)
+    said = capsys.readouterr()
+    assert re.fullmatch(r"error: asking the Hub who we are: the Hub cannot be reached \(.*refused\)\n", said.err)
+    assert not said.out
+
+
 # Followed to its end
 
 
@@ -282,6 +297,14 @@ def test_status_lists_the_jobs_of_this_project_alone(hub, capsys):
 
 
 # Refused before it costs anything
+
+
+@pytest.mark.parametrize("words", [["--status"], ["--flavor", "a10g-large", "--", *TRAIN]])
+def test_without_a_token_it_is_told_how_to_get_one(hub, capsys, monkeypatch, tmp_path, words):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    assert launch.main(words) == 2
+    assert capsys.readouterr().err.startswith("error: no token. Run `hf auth login`, or set HF_TOKEN")
 
 
 def test_an_unknown_machine_lists_those_there_are_with_their_prices(hub, capsys):
@@ -407,11 +430,13 @@ def test_max_steps_counts_in_place_of_the_epochs(hub, capsys, steps, words):
     assert start("--pace", "1", "--timeout", "1h", "--dry-run", train=train) == (0 if steps == 45 else 2)
 
 
-def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp_path):
+@pytest.mark.parametrize("flag", ["--pace-from", "--pace_from"])
+def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp_path, flag):
+    """Flags are written with dashes or underscores, as those of `recipe train`; a folder's name stays as it is."""
     pace = {"images_per_second": 2.0, "device": "1 x NVIDIA RTX 4000 SFF Ada Generation, 20 GiB"}
     work = {"train_images": 1, "validation_images": 1, "epochs": 1}
     (tmp_path / "run.json").write_text(json.dumps({"pace": {**pace, **work}}))
-    start("--pace-from", str(tmp_path), "--dry-run")
+    start(f"{flag}={tmp_path}", "--dry-run")
     said = capsys.readouterr().err
     assert "the pace is an estimate, from 1 x NVIDIA RTX 4000 SFF Ada" in said
     assert f"at {2.0 * 70 / 76.7:.2f} images/s" in said

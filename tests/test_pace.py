@@ -62,26 +62,28 @@ def test_warm_up_evaluations_and_checkpoints_are_not_counted(monkeypatch, tmp_pa
     args = SimpleNamespace(
         per_device_train_batch_size=2, gradient_accumulation_steps=4, world_size=1, output_dir=str(tmp_path)
     )
-    state = SimpleNamespace(is_world_process_zero=True, num_train_epochs=10)
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=4500)
     for step in range(1, 51):
         clock[0] += 30.0 if step <= 10 else 4.0  # kernels are chosen
         if step == 20:
             clock[0] += 1000.0
             log.on_evaluate(args, state, None)
-        log.on_step_end(args, state, None)
+        log.on_step_end(args, state, None, train_dataloader=range(1799))
     pace = Pace.read(tmp_path)
     assert pace.images_per_second == pytest.approx(2.0)
     assert (pace.train_images, pace.validation_images, pace.epochs) == (3600, 360, 10)
 
 
-def test_a_training_writes_its_pace_where_the_launcher_reads_it(tiny_flags, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("flags", "epochs"), [(("--num_train_epochs", "1"), 1), (("--max_steps", "3"), 0.75)])
+def test_a_training_writes_its_pace_where_the_launcher_reads_it(tiny_flags, tmp_path, monkeypatch, flags, epochs):
+    """transformers counts every epoch that it begins: three of an epoch's four steps would be a whole one."""
     monkeypatch.setattr(tracking.PaceLog, "WARM", 1)
     monkeypatch.setattr(tracking.PaceLog, "STEPS", 3)
     folder = tmp_path / "run"
-    assert main(["train", *tiny_flags, "--output_dir", str(folder), "--num_train_epochs", "1"]) == 0
+    assert main(["train", *tiny_flags, "--output_dir", str(folder), *flags]) == 0
     pace = Pace.read(folder)
     assert pace.images_per_second > 0
-    assert (pace.train_images, pace.validation_images, pace.epochs) == (8, 4, 1)
+    assert (pace.train_images, pace.validation_images, pace.epochs) == (8, 4, epochs)
     assert json.loads((folder / "run.json").read_text())["identity"]  # and nothing of the record is lost
 
 
