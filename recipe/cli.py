@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # albumentations would ask the network for its newest version at import; tokenizers warn about forks.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else each of its retries is said twice
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("recipe").setLevel(logging.INFO)
     try:

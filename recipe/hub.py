@@ -27,7 +27,7 @@ from recipe.access import HubAway, check_write_access, in_a_line, plainly, retry
 from recipe.backlog import PUSHED, backlog, mark, model_files, report_files, tag_of, unpushed
 from recipe.checkpoint import SHARDS, link
 from recipe.commits import Tree, addition, head, is_there, send_files, tree
-from recipe.run import RUN_FILE, check_same, is_whole, last_checkpoint, read_record, step_of
+from recipe.run import RUN_FILE, check_same, find_best, is_whole, last_checkpoint, read_record, step_of
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
@@ -100,9 +100,7 @@ class RunRepo:
             commits = retry(f"reading {self.repo_id}", read)
             self._fetch(next(c.commit_id for c in commits if c.title.endswith(f"step {best}")), best, folder)
         checkpoint = self._fetch(self._commit, last, folder)
-        if best is not None:
-            state["best_model_checkpoint"] = str(folder / f"checkpoint-{best}")
-            (checkpoint / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+        find_best(checkpoint)
         self._tag(state, self._commit)  # the machine may have died between the commit and its tag
         (folder / RUN_FILE).write_text(json.dumps(self.record, indent=2) + "\n")
 
