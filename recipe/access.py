@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, get_token, set_client_factory
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils._http import default_client_factory
 
 from recipe.schema import UserError
 
@@ -35,6 +36,23 @@ _left = math.inf  # of PREFLIGHT, while `impatiently` is on
 
 class HubAway(UserError):
     """The Hub did not answer, or only with errors of its own, for as long as we were ready to wait."""
+
+
+def _client() -> httpx2.Client:
+    """The client's own session, in which no request waits for ever: some of its calls ask for `timeout=None`."""
+    client = default_client_factory()
+    client.timeout = TIMEOUT
+    client.event_hooks["request"].append(_in_time)
+    return client
+
+
+def _in_time(request: httpx2.Request) -> None:
+    limits = get_session().timeout.as_dict()
+    asked = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
+
+
+set_client_factory(_client)
 
 
 def retry(what: str, call: Callable[[], Result], deadline: float | None = None) -> Result:

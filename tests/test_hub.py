@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import get_session
 from loopback_hub import LoopbackHub
 
@@ -292,6 +294,13 @@ def test_a_silent_hub_holds_a_push_no_longer_than_its_limit_and_the_upload_goes_
     save_epoch(folder, 2)
     assert repo.push(folder) == []
     assert titles(hub) == ["epoch-01, step 4", "epoch-02, step 8"]
+
+
+def test_no_question_waits_for_ever_for_a_server_that_says_nothing(hub, monkeypatch):
+    """Some calls of the Hub's client ask for no timeout, past the one of its session; fails by hanging."""
+    monkeypatch.setattr(get_session(), "timeout", httpx2.Timeout(0.5))
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(httpx2.TimeoutException):
+        HfApi(endpoint=f"http://127.0.0.1:{server.getsockname()[1]}").repo_info("alice/crowd")
 
 
 def test_a_token_that_was_revoked_stops_no_training(hub, tmp_path, monkeypatch, caplog):
