@@ -152,7 +152,7 @@ def limit_pipeline(photos: Sequence[bytes]) -> Callable[[int], Any]:
 
 
 def dataset_of(photos: Sequence[bytes], notes: Annotations) -> CrowdDataset:
-    source = [{"image": {"bytes": data}} for data in photos]
+    source = [{"image": {"bytes": data, "path": None}} for data in photos]
     return CrowdDataset(source, notes, RULE, CONFIG, seed=1)  # type: ignore[arg-type]
 
 
