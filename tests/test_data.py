@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -273,3 +275,10 @@ def test_evaluation_items_are_the_same_in_every_epoch(tmp_path):
     source, annotations, _ = load_split(str(packed.write(tmp_path / "crowd", packed.crowd(2))), "train")
     dataset = CrowdDataset(source, annotations, Geometry(64, 96))
     np.testing.assert_array_equal(dataset[(0, 1)]["pixels"], dataset[(7, 1)]["pixels"])
+
+
+def test_the_benchmark_of_the_loader_gives_the_dataset_what_it_reads():
+    """Fails if its photographs lack what a row of a packed dataset has: it then died, and nobody was told."""
+    loader = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "loader.py"))
+    photos, notes = loader["crowd"](1)
+    assert loader["dataset_of"](photos, notes)[(0, 0)]["pixels"].shape == (864, 1536, 3)
