@@ -112,13 +112,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def out_of_room(error: BaseException | None) -> str | None:
+def out_of_room(error: Exception) -> str | None:
     """What an error, or one that led to it, says of a full disk; the libraries wrap it or have words of their own."""
-    while error is not None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(words in str(error) for words in ("No space left on device", "unexpected pos")):
-            return " ".join(str(error).split())[:200]
-        error = error.__cause__ or error.__context__
+    from recipe.access import causes
+
+    for cause in causes(error):
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(words in str(cause) for words in ("No space left on device", "unexpected pos")):
+            return " ".join(str(cause).split())[:200]
     return None
 
 
