@@ -13,9 +13,7 @@ Goals: time grows with an exponent below 1.05, memory stays.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,9 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 from metrics import HEIGHT, WIDTH, synthetic_image
-from packing import make_folder
+from packing import cpu_seconds, make_folder, memory
 
 TIMES = (1, 4, 16)
 
@@ -76,18 +73,7 @@ STAGES = {"pack": pack, "load": load, "evaluate": evaluate}
 
 
 def anonymous_mb() -> float:
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in (own := psutil.Process(), *own.children(recursive=True)):
-            with contextlib.suppress(OSError):  # it has just ended
-                lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon"))
-    return total / 1024
-
-
-def cpu_seconds() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    return memory(os.getpid(), "Pss_Anon")
 
 
 def child(stage: str, root: Path, images: int) -> None:

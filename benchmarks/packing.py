@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import io
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,18 +34,17 @@ PEERS = {
     "pyarrow, one thread (unchecked)": "by_pyarrow(source, out)",
 }
 CHILD = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 sys.path[:0] = {path!r}
-from packing import by_generator, by_pyarrow
+from packing import by_generator, by_pyarrow, cpu_seconds
 from data_prep.shards import pack
 from recipe.schema import arrow_schema
 arrow_schema()
 source, out, workers = Path({source!r}), Path({out!r}), {workers}
-start, cpu = time.perf_counter(), time.process_time()
+start, cpu = time.perf_counter(), cpu_seconds()
 {call}
-seconds, children = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-print(seconds, time.process_time() - cpu + children.ru_utime + children.ru_stime)
+print(time.perf_counter() - start, cpu_seconds() - cpu)
 """
 
 
@@ -149,14 +149,21 @@ def measure(call: str, source: Path, out: Path, workers: int) -> tuple[float, fl
     return seconds, cpu, peak
 
 
-def memory(pid: int) -> float:
+def memory(pid: int, kind: str = "Pss") -> float:
     """MB of a process and its children; a page that several share counts in parts (PSS)."""
-    total = 0.0
+    total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in (own := psutil.Process(pid), *own.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_full_info().pss / 1e6
-    return total
+            with contextlib.suppress(OSError):  # it has just ended
+                lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+                total += sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
+    return total / 1024
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def main() -> None:
