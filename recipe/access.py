@@ -158,6 +158,14 @@ def is_repo_id(name: str) -> bool:
     return False
 
 
+def newest(name: str, revision: str | None, kind: str) -> str | None:
+    """The commit that a revision of a Hub repo stands for now; the revision itself for a folder, or offline."""
+    if is_repo_id(name):
+        with contextlib.suppress(OSError, ValueError, httpx2.HTTPError):  # offline: whatever lies in the cache
+            return HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+    return revision
+
+
 def check_write_access(name: str, kind: str = "model", token: str | None = None) -> str:
     """Whether the token may write to the repo `name` (USER/NAME, or NAME in one's own namespace), in words.
 

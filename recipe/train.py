@@ -6,7 +6,6 @@ recipe train --data DIR_OR_REPO --output_dir outputs/run
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import logging
@@ -19,16 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import HfApi
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TrackioCallback
 
 from recipe import run, tracking
-from recipe.access import is_repo_id
+from recipe.access import newest
 from recipe.annotations import Annotations, describe, summary
 from recipe.backlog import unpushed
 from recipe.card import write_card
@@ -186,14 +183,6 @@ def pin(config: Config, repo: RunRepo | None) -> Config:
         data = newest(config.data or "", config.data_revision, "dataset")
     pinned = dataclasses.replace(config, backbone_revision=backbone, data_revision=data)
     return broadcast_object_list([pinned])[0]
-
-
-def newest(name: str, revision: str | None, kind: str) -> str | None:
-    """The commit that a revision of a Hub repo stands for now; the revision itself for a folder, or offline."""
-    if is_repo_id(name):
-        with contextlib.suppress(OSError, ValueError, httpx2.HTTPError):  # offline: whatever lies in the cache
-            return HfApi().repo_info(name, repo_type=kind, revision=revision).sha
-    return revision
 
 
 def load_data(config: Config, args: TrainingArguments) -> tuple[CrowdDataset, CrowdDataset, dict[str, Any]]:
