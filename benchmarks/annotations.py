@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipe.annotations import read
+from recipe.data.annotations import read
 from recipe.schema import arrow_schema
 
 BOXES = 85

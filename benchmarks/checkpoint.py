@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DINOv3ViTBackbone
 
-from recipe.checkpoint import save_detector, write_backbone
 from recipe.config import parse_train
-from recipe.model import BACKBONE_PREFIX, build_model, freeze
+from recipe.model.checkpoint import save_detector, write_backbone
+from recipe.model.detector import BACKBONE_PREFIX, build_model, freeze
 
 
 def new_bytes(folder: Path) -> int:

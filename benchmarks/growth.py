@@ -40,8 +40,8 @@ def pack(root: Path, images: int) -> Callable[[], object]:
 
 def load(root: Path, images: int) -> Callable[[], object]:
     from recipe.config import Config
-    from recipe.data import CrowdDataset, load_split
-    from recipe.geometry import Geometry
+    from recipe.data.dataset import CrowdDataset, load_split
+    from recipe.data.geometry import Geometry
 
     def epoch() -> None:
         source, annotations, _ = load_split(str(root / "packed"), "train")
@@ -55,7 +55,7 @@ def load(root: Path, images: int) -> Callable[[], object]:
 def evaluate(root: Path, images: int) -> Callable[[], object]:
     import scipy.optimize  # noqa: F401
 
-    from recipe.metrics import DetectionMetrics
+    from recipe.evaluation.metrics import DetectionMetrics
 
     metrics = DetectionMetrics()
     made = [synthetic_image(number, 300, 80) for number in range(100)]

@@ -19,14 +19,14 @@ from transformers import DetrForObjectDetection, set_seed
 
 from data_prep.sample import make_sample
 from data_prep.shards import pack
-from recipe.batches import collate, normalise
 from recipe.cli import main as recipe
 from recipe.config import parse_train
-from recipe.data import CrowdDataset, load_split
-from recipe.geometry import Geometry
-from recipe.model import build_model, freeze
-from recipe.tracking import read_log
+from recipe.data.batches import collate, normalise
+from recipe.data.dataset import CrowdDataset, load_split
+from recipe.data.geometry import Geometry
+from recipe.model.detector import build_model, freeze
 from recipe.train import class_prior
+from recipe.training.logs import read_log
 
 SIZE = (160, 256)
 # The pilot's detector at half its width and 50 queries: small enough for minutes on a CPU.

@@ -32,13 +32,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from recipe.annotations import Annotations
-from recipe.augment import Transform, draw, generator
-from recipe.batches import OrientationBatchSampler, collate
 from recipe.config import Config
-from recipe.data import CrowdDataset
-from recipe.geometry import Geometry
-from recipe.images import decode, render, resize
+from recipe.data.annotations import Annotations
+from recipe.data.augment import Transform, draw, generator
+from recipe.data.batches import OrientationBatchSampler, collate
+from recipe.data.dataset import CrowdDataset
+from recipe.data.geometry import Geometry
+from recipe.data.images import decode, render, resize
 
 SIZES = [(1080, 1920), (1500, 2000), (1414, 2121), (1365, 2048), (1728, 2304), (1080, 1920)]  # mean 2.75 Mpx
 BOXES = 84

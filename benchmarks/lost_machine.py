@@ -21,11 +21,11 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import TINY, make_yolo  # noqa: E402
-from loopback_hub import LoopbackHub  # noqa: E402
+from loopback.hub import LoopbackHub  # noqa: E402
 
 from data_prep.shards import pack  # noqa: E402
-from recipe.checkpoint import SHARDS  # noqa: E402
-from recipe.tracking import read_log  # noqa: E402
+from recipe.model.checkpoint import SHARDS  # noqa: E402
+from recipe.training.logs import read_log  # noqa: E402
 
 
 class Machine:

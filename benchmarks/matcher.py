@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DetrConfig
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-from recipe.matching import detection_loss
+from recipe.model.loss import detection_loss
 
 CONFIG = DetrConfig(auxiliary_loss=True, num_labels=2)
 

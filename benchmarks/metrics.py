@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout that 
 
 HEIGHT, WIDTH = 1080, 1920
 SIDES = {
-    "ours": "recipe.metrics: COCO, per class, 300 detections, MR-2, JI",
+    "ours": "recipe.evaluation.metrics: COCO, per class, 300 detections, MR-2, JI",
     "ours-report": "the same, and details() for the report",
     "faster": "torchmetrics, faster_coco_eval, no per-class numbers",
     "faster-classes": "torchmetrics, faster_coco_eval, per class",
@@ -68,7 +68,7 @@ def run_ours(images: Iterator[dict[str, Any]], side: str) -> tuple[np.ndarray, f
     import scipy.optimize
     import scipy.sparse.csgraph  # noqa: F401  imported once per process, not part of the computation
 
-    from recipe.metrics import DetectionMetrics
+    from recipe.evaluation.metrics import DetectionMetrics
 
     metrics, before, seconds = DetectionMetrics(), peak_mb(), np.zeros(2)
     for image_id, image in enumerate(images):

@@ -38,7 +38,7 @@ def make_inputs(folder: Path) -> None:
 
     from data_prep.sample import make_sample
     from data_prep.shards import pack
-    from recipe.model import large_backbone
+    from recipe.model.detector import large_backbone
 
     make_sample(folder / "yolo", train=2, val=2, seed=0)
     pack(folder / "yolo", folder / "packed")

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DetrForObjectDetection
 
-from recipe.batches import normalise
 from recipe.config import parse_train
-from recipe.model import compile_backbone, detr_config, freeze, initialise, large_backbone, tiny_backbone
+from recipe.data.batches import normalise
+from recipe.model.detector import compile_backbone, detr_config, freeze, initialise, large_backbone, tiny_backbone
 
 SIZES = {"tiny": tiny_backbone(), "large": large_backbone()}
 

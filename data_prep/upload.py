@@ -9,8 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from recipe.access import check_write_access, plainly, retry
 from recipe.commits import head, send_files
+from recipe.hub import check_write_access, plainly, retry
 from recipe.schema import UserError
 
 __all__ = ["check_write_access", "upload"]

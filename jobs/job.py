@@ -37,7 +37,7 @@ def submit(api: HfApi, namespace: str, order: dict[str, Any]) -> JobInfo:
     Raises:
         UserError: the Hub refuses the job, or does not say whether it runs.
     """
-    from recipe.access import in_a_line, is_transient
+    from recipe.hub import in_a_line, is_transient
 
     mine = {"launch": uuid.uuid4().hex[:16]}
     end, pause = time.monotonic() + PATIENCE, 1.0
@@ -63,7 +63,7 @@ def follow(api: HfApi, job: JobInfo) -> int:
     Raises:
         UserError: the Hub does not answer for `PATIENCE` seconds, or refuses the log.
     """
-    from recipe.access import in_a_line, is_transient
+    from recipe.hub import in_a_line, is_transient
 
     asked = partial(api.inspect_job, job_id=job.id, namespace=job.owner.name)
     shown, failures = 0, 0
@@ -96,7 +96,7 @@ def patiently(what: str, call: Callable[[], Result]) -> Result:
     Raises:
         UserError: none succeeded within `PATIENCE` seconds.
     """
-    from recipe.access import plainly, retry
+    from recipe.hub import plainly, retry
 
     with plainly(what):
         return retry(what, call, time.monotonic() + PATIENCE)
@@ -130,7 +130,7 @@ def table(jobs: list[JobInfo]) -> str:
 
 
 def show_retries() -> None:
-    """Print what recipe/access.py says of a Hub that does not answer: a wait without a word looks like a hang."""
+    """Print what recipe/hub.py says of a Hub that does not answer: a wait without a word looks like a hang."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("recipe").setLevel(logging.INFO)
 

@@ -86,7 +86,7 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     args = check_training_flags(config, rest)
     from huggingface_hub import HfApi
 
-    from recipe.access import impatiently
+    from recipe.hub import impatiently
 
     api, token = HfApi(), own_token()
     with impatiently():
@@ -125,7 +125,7 @@ def check_training_flags(config: Config, rest: list[str]) -> TrainingArguments:
 
 def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: TrainingArguments) -> Target:
     """Token, flavor, data, weights, model repo, dashboard and image, cheapest first; prints what it finds."""
-    from recipe.access import check_rights, check_write_access, full_id
+    from recipe.hub import check_rights, check_write_access, full_id
 
     user = patiently("asking the Hub who we are", api.whoami)
     namespace = options.namespace or user["name"]
@@ -242,7 +242,7 @@ def status(namespace: str | None) -> int:
     """List this project's jobs, newest first."""
     from huggingface_hub import HfApi
 
-    from recipe.access import impatiently
+    from recipe.hub import impatiently
 
     api = HfApi(token=own_token())
     with impatiently():

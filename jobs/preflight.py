@@ -28,7 +28,7 @@ def dataset(api: HfApi, config: Config) -> dict[str, int]:
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    from recipe.access import is_repo_id
+    from recipe.hub import is_repo_id
 
     assert config.data is not None
     publish = "publish it with `python -m data_prep pack YOLO_DIR --out DIR --repo-id USER/NAME`"
@@ -55,7 +55,7 @@ def pretrained(flag: str, repo_id: str) -> str:
     Raises:
         UserError: it cannot.
     """
-    from recipe.access import check_read_access, is_repo_id
+    from recipe.hub import check_read_access, is_repo_id
 
     if repo_id in ("tiny", "none"):
         return f"{flag} {repo_id}: nothing to fetch"
@@ -72,8 +72,8 @@ def earlier_run(
     Raises:
         UserError: the repo holds something else, a run with other settings, or one that is not to be gone on with.
     """
-    from recipe.hub import RunRepo
-    from recipe.run import check_same, identity
+    from recipe.training.push import RunRepo
+    from recipe.training.run import check_same, identity
 
     if not api.repo_exists(repo_id):  # to open it would make it
         return {}

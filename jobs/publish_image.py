@@ -60,7 +60,7 @@ def publish(options: argparse.Namespace) -> int:
     """Create the Space, send the build, wait for it."""
     from huggingface_hub import HfApi
 
-    from recipe.access import check_write_access
+    from recipe.hub import check_write_access
 
     say(check_write_access(options.space, "space"))
     api = HfApi()
@@ -85,7 +85,7 @@ def create(api: HfApi, space: str, *, private: bool) -> str:
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    from recipe.access import in_a_line, is_transient
+    from recipe.hub import in_a_line, is_transient
 
     def ask() -> str:
         try:
@@ -104,7 +104,7 @@ def create(api: HfApi, space: str, *, private: bool) -> str:
 
 def contents(folder: Path) -> dict[str, Path]:
     """The files of the Space, by their path in it; the two that are others than here are written into `folder`."""
-    modules = (path for room in ROOMS for path in sorted((ROOT / room).glob("*.py")))
+    modules = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
     found = {str(path.relative_to(ROOT)): path for path in (*(ROOT / name for name in FILES), *modules)}
     # The Hub gives its builds no arguments, so these two become the defaults.
     dockerfile = (ROOT / "Dockerfile").read_text()
@@ -118,8 +118,8 @@ def contents(folder: Path) -> dict[str, Path]:
 
 def upload(api: HfApi, space: str) -> bool:
     """Make the Space hold these files and no others, in one commit. Returns whether anything changed."""
-    from recipe.access import plainly, retry
     from recipe.commits import head, send_files
+    from recipe.hub import plainly, retry
 
     title, deadline = f"recipe {commit()[:7]}", time.monotonic() + PATIENCE
     with tempfile.TemporaryDirectory() as folder:

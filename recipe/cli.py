@@ -93,12 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     push = commands.add_parser("push", help="send what the Hub has missed of a run")
     push.add_argument("folder", type=Path, help="OUTPUT_DIR of the run")
     push.add_argument("--hub_model_id", help="USER/NAME; default: the run's own")
-    push.set_defaults(run="recipe.hub:push")
+    push.set_defaults(run="recipe.training.push:push")
 
     sync = commands.add_parser("sync", help="send what a Trackio dashboard has missed of a run")
     sync.add_argument("folder", type=Path, help="OUTPUT_DIR of the run")
     sync.add_argument("--trackio_space_id", help="USER/SPACE; default: the run's own, or TRACKIO_SERVER_URL")
-    sync.set_defaults(run="recipe.dashboard:sync")
+    sync.set_defaults(run="recipe.training.dashboard:sync")
 
     replay = commands.add_parser("replay", help="repeat the step whose loss was not finite")
     replay.add_argument("folder", type=Path, help="OUTPUT_DIR/nonfinite/step-N")
@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def out_of_room(error: Exception) -> str | None:
     """What an error, or one that led to it, says of a full disk; the libraries wrap it or have words of their own."""
-    from recipe.access import causes
+    from recipe.hub import causes
 
     for cause in causes(error):
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -145,7 +145,7 @@ def _train(config: Config, rest: Sequence[str], argv: Sequence[str]) -> int:
 
     gpus = torch.cuda.device_count()
     if gpus > 1 and "LOCAL_RANK" not in os.environ:
-        from recipe.processes import run_on_all
+        from recipe.training.processes import run_on_all
 
         return run_on_all(gpus, argv)
     from recipe.train import train

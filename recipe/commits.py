@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from recipe.access import retry
+from recipe.hub import retry
 
 Tree = dict[str, RepoFile]
 

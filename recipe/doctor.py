@@ -38,7 +38,7 @@ Finding = tuple[str, bool | None, str]  # what, fine (None: worth knowing), in w
 
 def doctor(options: argparse.Namespace) -> int:
     """Print a row for each check that the options ask for, as it is made. Returns 1 if any would stop a training."""
-    from recipe.access import impatiently
+    from recipe.hub import impatiently
 
     checks = [imports(), gpu(), disk(Path(options.output_dir or "."))]
     if options.pace:
@@ -128,9 +128,9 @@ def pace() -> Iterator[Finding]:
     """Images per second of the training step, and what that would be on a10g-large."""
     import torch
 
-    from recipe.model import large_backbone
+    from recipe.model.detector import large_backbone
     from recipe.pace import Pace
-    from recipe.run import device
+    from recipe.training.run import device
 
     if not torch.cuda.is_available():
         yield "pace", None, "without a GPU there is none to measure"
@@ -149,9 +149,9 @@ def step_rate(backbone: DINOv3ViTConfig, height: int, width: int, *, steps: int,
     import torch
     from transformers import DetrForObjectDetection
 
-    from recipe.batches import normalise
     from recipe.config import parse_train
-    from recipe.model import detr_config, freeze, initialise
+    from recipe.data.batches import normalise
+    from recipe.model.detector import detr_config, freeze, initialise
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     model = DetrForObjectDetection(detr_config(parse_train(["--preset", "pilot"])[0], backbone))
@@ -177,7 +177,7 @@ def step_rate(backbone: DINOv3ViTConfig, height: int, width: int, *, steps: int,
 
 def dataset(data: str) -> Iterator[Finding]:
     """Both splits open and hold the columns of the contract."""
-    from recipe.data import load_split
+    from recipe.data.dataset import load_split
 
     for split in ("train", "validation"):
         try:
@@ -190,7 +190,7 @@ def dataset(data: str) -> Iterator[Finding]:
 
 def backbone(name: str) -> Iterator[Finding]:
     """The weights are in reach: a folder, or a gated repo whose licence was accepted."""
-    from recipe.access import check_read_access, is_repo_id
+    from recipe.hub import check_read_access, is_repo_id
 
     if name == "tiny":
         yield "backbone", True, "tiny: random, nothing to fetch"
@@ -210,7 +210,7 @@ def backbone(name: str) -> Iterator[Finding]:
 
 def token(repos: Mapping[str, str | None]) -> Iterator[Finding]:
     """The token may write where the run will push: found now, not at the first upload."""
-    from recipe.access import check_write_access
+    from recipe.hub import check_write_access
 
     for kind, name in repos.items():
         if name:

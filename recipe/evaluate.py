@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from transformers import DetrImageProcessor, TrainingArguments
 
-from recipe.checkpoint import load_model
 from recipe.config import Config
-from recipe.data import CrowdDataset, load_split
-from recipe.geometry import Geometry
-from recipe.report import print_summary, read_metrics, write_report
-from recipe.run import writable
+from recipe.data.dataset import CrowdDataset, load_split
+from recipe.data.geometry import Geometry
+from recipe.model.checkpoint import load_model
+from recipe.report.report import print_summary, read_metrics, write_report
 from recipe.schema import UserError
-from recipe.trainer import CrowdTrainer
+from recipe.training.run import writable
+from recipe.training.trainer import CrowdTrainer
 
 
 def evaluate(options: argparse.Namespace) -> int:

@@ -1,243 +1,232 @@
-"""The run on the Hub: every checkpoint a commit, every epoch a tag, and a lost machine goes on from there.
+"""The Hub as it is: a token that may or may not write, and a server with bad days.
 
-    recipe train --hub_model_id USER/NAME ...      the same command on an empty machine goes on
-    recipe push OUTPUT_DIR                         sends what a Hub that stayed away has missed
-
-In the repo: the newest epoch's model at the root (the best at the end), all that training needs in last-checkpoint/.
+check_write_access("USER/NAME")                        before hours are spent, not at the first upload
+retry("the push", lambda: api.create_commit(...), time.monotonic() + 600)
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
-import json
+import contextlib
 import logging
-import shutil
-import tempfile
-import threading
+import math
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi
-from huggingface_hub.utils import disable_progress_bars
+import httpx2
+from huggingface_hub import HfApi, get_token, set_client_factory
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils._http import default_client_factory
 
-from recipe.access import HubAway, check_write_access, in_a_line, plainly, retry
-from recipe.backlog import PUSHED, backlog, mark, model_files, report_files, tag_of, unpushed
-from recipe.checkpoint import SHARDS, link
-from recipe.commits import Tree, addition, head, is_there, send_files, tree
-from recipe.run import RUN_FILE, check_same, find_best, is_whole, last_checkpoint, read_record, step_of
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
 
-LAST = "last-checkpoint"
-STATE = "trainer_state.json"
-INCOMING = ".incoming"
-UNPUSHED_EXIT = 3
+TRANSIENT = {408, 412, 425, 429, 500, 502, 503, 504}  # 412: somebody else committed in between, so look again
+TIMEOUT = httpx2.Timeout(120, connect=20)  # the client's default is none: a silent server would hold it for ever
+PATIENCE = 180.0  # seconds for each question, where nothing else is said
+PREFLIGHT = 30.0  # seconds for all questions together that go unanswered while somebody sits and waits
+FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
+Result = TypeVar("Result")
+_left = math.inf  # of PREFLIGHT, while `impatiently` is on
 
 
-class RunRepo:
-    """The model repo of one run.
+class HubAway(UserError):
+    """The Hub did not answer, or only with errors of its own, for as long as we were ready to wait."""
 
-    Args:
-        minutes: for one push, all tries and pauses together; then training goes on, and what is left is sent later.
+
+def _client() -> httpx2.Client:
+    """The client's own session, in which no request waits for ever: some of its calls ask for `timeout=None`."""
+    client = default_client_factory()
+    client.timeout = TIMEOUT
+    client.event_hooks["request"].append(_in_time)
+    return client
+
+
+def _in_time(request: httpx2.Request) -> None:
+    limits = get_session().timeout.as_dict()
+    asked = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
+
+
+set_client_factory(_client)
+
+
+def retry(what: str, call: Callable[[], Result], deadline: float | None = None) -> Result:
+    """`call()`, and again after each passing failure, until time.monotonic() reaches `deadline`; default: `PATIENCE`.
+
+    The pauses grow, are random, and as long as the server's Retry-After asks. Raises what the last attempt raised.
+    Within `impatiently` the end may come sooner.
     """
-
-    def __init__(self, repo_id: str, *, private: bool = True, minutes: float = 10.0, token: str | None = None) -> None:
-        self.repo_id, self.private, self.limit = repo_id, private, minutes * 60
-        self.api = HfApi(token=token)
-        self.record: dict[str, Any] | None = None  # run.json of the run that the repo holds, as `open` found it
-        self.state: dict[str, Any] = {}  # and its trainer_state.json: how far it has come
-        self._commit = ""  # the repo's newest commit then
-        self._worker: threading.Thread | None = None
-
-    # ---- at the start ----
-
-    def open(self, resume: str) -> None:
-        """Create the repo if need be, and read which run it holds.
-
-        Raises:
-            UserError: it holds something else, or a run and `resume` is "never".
-            HubAway: the Hub cannot be reached.
-        """
-        with plainly(f"--hub_model_id {self.repo_id}"):
-            names = self._look()
-        if self.record is None and set(names) - {".gitattributes", "README.md"}:
-            raise UserError(f"--hub_model_id {self.repo_id}: holds something else than a run of this recipe")
-        if self.record is not None and resume == "never":
-            raise UserError(
-                f"--hub_model_id {self.repo_id}: holds the run {self.record['run_name']} of {self.record['started']}. "
-                "Give another repo, delete it, or go on with the run by `--resume auto`"
-            )
-
-    def restore(self, folder: Path, wanted: Mapping[str, Any]) -> None:
-        """Bring the run that `open` found into `folder`, unless what lies there has come as far.
-
-        Raises:
-            UserError: the run in the repo has other settings, or cannot be fetched.
-        """
-        if self.record is None:
-            return
-        check_same(self.record["identity"], wanted, f"--hub_model_id {self.repo_id}")
-        # A download that was killed has left its folder; the run.json comes last.
-        ours = (folder / INCOMING).exists() or read_record(folder).get("identity") == wanted
-        if not ours and folder.exists() and any(folder.iterdir()):
-            return  # something else lies there: `run.claim` says so
-        with plainly(f"--hub_model_id {self.repo_id}: cannot be fetched"):
-            here = last_checkpoint(folder)
-            if here is None or step_of(here) < self.state["global_step"]:
-                self._restore(folder)
-        shutil.rmtree(folder / INCOMING, ignore_errors=True)
-
-    def _restore(self, folder: Path) -> None:
-        state = self.state
-        last, best = state["global_step"], state["best_global_step"]
-        logger.info("going on with %s from step %d", self.repo_id, last)
-        if best not in (None, last):  # its weights are needed at the end
-            read = functools.partial(self.api.list_repo_commits, self.repo_id, revision=self._commit)
-            commits = retry(f"reading {self.repo_id}", read)
-            self._fetch(next(c.commit_id for c in commits if c.title.endswith(f"step {best}")), best, folder)
-        checkpoint = self._fetch(self._commit, last, folder)
-        find_best(checkpoint)
-        self._tag(state, self._commit)  # the machine may have died between the commit and its tag
-        (folder / RUN_FILE).write_text(json.dumps(self.record, indent=2) + "\n")
-
-    def _fetch(self, commit: str, step: int, folder: Path) -> Path:
-        """The checkpoint that `commit` holds, as folder/checkpoint-N; the frozen backbone is fetched once."""
-        incoming, backbone = folder / INCOMING / commit, folder / SHARDS[True]
-        files = retry(f"reading {self.repo_id}", lambda: tree(self.api, self.repo_id, commit))
-        for name, found in files.items():
-            if name == f"{LAST}/{SHARDS[True]}":
-                if not (backbone.exists() and is_there(addition(name, backbone), found)):
-                    self._download(name, commit, incoming).replace(backbone)
-            elif name.startswith(f"{LAST}/"):
-                self._download(name, commit, incoming)
-        link(backbone, incoming / LAST / SHARDS[True])
-        if not is_whole(incoming / LAST):
-            raise OSError(f"its {LAST} of commit {commit} is not whole")
-        mark(incoming / LAST, self.repo_id, commit)
-        target = folder / f"checkpoint-{step}"
-        shutil.rmtree(target, ignore_errors=True)
-        (incoming / LAST).replace(target)
-        return target
-
-    # ---- while training ----
-
-    def push(self, folder: Path, *, final: bool = False) -> list[str]:
-        """Send every checkpoint that is not there yet, oldest first, and with `final` the finished run.
-
-        Waits for it, but not beyond the limit: an upload that is still going on then goes on beside the training.
-        Whatever goes wrong is logged and never raised.
-
-        Returns:
-            What is still to be sent, in words.
-        """
-        end = time.monotonic() + self.limit
-        if self._worker is not None:
-            self._worker.join(self.limit)
-        if self._worker is None or not self._worker.is_alive():
-            self._worker = threading.Thread(target=self._send, args=(folder, final, end), daemon=True)
-            self._worker.start()
-            self._worker.join(max(0.0, end - time.monotonic()))
-        return unpushed(folder, self.repo_id, final=final)
-
-    def _send(self, folder: Path, final: bool, deadline: float) -> None:
-        disable_progress_bars()
+    global _left
+    attempt, began = 0, time.monotonic()
+    deadline = min(deadline or began + PATIENCE, began + _left)
+    while True:
         try:
-            if not self._commit:  # the Hub was away at the start
-                self._look(deadline)
-            if self.record is not None:
-                check_same(self.record["identity"], read_record(folder)["identity"], f"--hub_model_id {self.repo_id}")
-            for checkpoint in backlog(folder, self.repo_id):
-                self._send_checkpoint(folder, checkpoint, deadline)
-            if final:
-                info = retry(f"reading {self.repo_id}", lambda: self.api.repo_info(self.repo_id), deadline)
-                paths = [*model_files(folder), *report_files(folder, private=bool(info.private))]
-                files = {str(path.relative_to(folder)): path for path in paths}
-                commit = send_files(self.api, self.repo_id, files, "The final model and its report", deadline)
-                mark(folder, self.repo_id, commit)
-        except Exception as error:  # nothing that happens to a push may end a training
-            logger.warning("not pushed to %s (%s): %s", self.repo_id, type(error).__name__, in_a_line(error))
-
-    def _send_checkpoint(self, folder: Path, checkpoint: Path, deadline: float) -> None:
-        state = json.loads((checkpoint / STATE).read_text())
-        if step_of(checkpoint) <= (there := self.state.get("global_step", 0)):
-            logger.info("%s is not sent: %s has come to step %d", checkpoint.name, self.repo_id, there)
-            if step_of(checkpoint) == there:  # the machine may have died between the commit and its tag
-                self._tag(state, self._commit, deadline)
-            mark(checkpoint, self.repo_id, self._commit)
-            return
-        files = {path.name: path for path in model_files(checkpoint)}
-        kept = [path for path in checkpoint.iterdir() if path.is_file() and path.name not in (PUSHED, "README.md")]
-        files |= {f"{LAST}/{path.name}": path for path in [*kept, folder / RUN_FILE]}
-        title, started = f"{tag_of(state) or 'Within an epoch'}, step {step_of(checkpoint)}", time.monotonic()
-        commit = send_files(self.api, self.repo_id, files, title, deadline)
-        self._tag(state, commit, deadline)
-        mark(checkpoint, self.repo_id, commit)
-        logger.info("%s is on the Hub after %.0f s", checkpoint.name, time.monotonic() - started)
-
-    def _tag(self, state: Mapping[str, Any], commit: str, deadline: float | None = None) -> None:
-        if (tag := tag_of(state)) is not None:
-            create = functools.partial(self.api.create_tag, self.repo_id, tag=tag, revision=commit, exist_ok=True)
-            retry(f"tagging {tag} in {self.repo_id}", create, deadline)
-
-    # ---- requests ----
-
-    def _look(self, deadline: float | None = None) -> Tree:
-        """Create the repo if need be, and read which run it holds and how far that has come."""
-        create = functools.partial(self.api.create_repo, self.repo_id, private=self.private, exist_ok=True)
-        self.repo_id = retry(f"creating {self.repo_id}", create, deadline).repo_id
-        commit, names = retry(f"reading {self.repo_id}", lambda: head(self.api, self.repo_id), deadline)
-        if f"{LAST}/{RUN_FILE}" in names:
-            with tempfile.TemporaryDirectory() as folder:
-                files = [self._download(f"{LAST}/{name}", commit, Path(folder)) for name in (RUN_FILE, STATE)]
-                self.record, self.state = (json.loads(file.read_text()) for file in files)
-        self._commit = commit
-        return names
-
-    def _download(self, name: str, commit: str, folder: Path) -> Path:
-        get = functools.partial(self.api.hf_hub_download, self.repo_id, name, revision=commit, local_dir=folder)
-        return Path(retry(f"fetching {name} of {self.repo_id}", get))
+            short = httpx2.Timeout(min(10.0, max(3.0, deadline - time.monotonic())))
+            get_session().timeout = TIMEOUT if _left == math.inf else short
+            return call()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            pause = max(random.uniform(0.5, 1.0) * min(2**attempt, 60), asked_pause(error))
+            if time.monotonic() + pause > deadline:
+                _left = max(0.0, _left - (time.monotonic() - began))
+                raise
+            logger.info("%s: %s; again in %.0f s", what, in_a_line(error), pause)
+            time.sleep(pause)
+            attempt += 1
 
 
-def open_run(name: str, folder: Path, resume: str, **settings: Any) -> RunRepo:
-    """The repo that a training pushes to, with the token's rights checked and the run that it holds read.
+@contextlib.contextmanager
+def impatiently() -> Iterator[None]:
+    """In here a Hub that is away costs `PREFLIGHT` seconds in all, whatever patience its callers have.
 
-    Raises:
-        UserError: the token may not write there, or the repo is somebody else's, or its run is not to be gone on with.
+    An answer is waited for 10 seconds at most, and 3 at least: what one question has lost is not another's fault.
     """
-    repo = RunRepo(name, **settings)
+    global _left
+    _left = PREFLIGHT
     try:
-        logger.info(check_write_access(name, token=settings.get("token")))
-        repo.open(resume)
-    except HubAway as error:
-        if not (folder / RUN_FILE).exists():  # else a run that the Hub may hold would be started a second time
-            raise
-        logger.warning("%s; going on with what lies in %s", error, folder)
-    return repo
+        yield
+    finally:
+        _left = math.inf
 
 
-def push(options: argparse.Namespace) -> int:
-    """`recipe push`: send what is not on the Hub yet. Returns the exit code.
+@contextlib.contextmanager
+def plainly(where: str) -> Iterator[None]:
+    """What the client raises in here becomes a UserError of one line, which begins with `where`.
 
     Raises:
-        UserError: not a run, no repo given, no right to write there, or the repo holds another run.
+        HubAway: the Hub cannot be asked.
+        UserError: it refuses, or anything else: the client's errors share no base.
     """
-    folder, record = options.folder, read_record(options.folder, required=True)
-    name = options.hub_model_id or record["training"]["hub_model_id"]
-    if not name:
-        raise UserError(f"{folder}: was trained without a Hub repo; give one with `--hub_model_id USER/NAME`")
-    repo = open_run(name, folder, "auto", private=record["training"]["hub_private_repo"] is not False)
-    if repo.record is not None:
-        check_same(repo.record["identity"], record["identity"], f"--hub_model_id {repo.repo_id}")
-    finished = (folder / "report" / "report.md").exists()  # then the best model lies at the root of the run
-    return report_unpushed(repo.push(folder, final=finished), folder)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_transient(error) or isinstance(error, OfflineModeIsEnabled):
+            raise HubAway(f"{where}: the Hub cannot be reached ({in_a_line(error)})") from error
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise UserError(f"{where}: the Hub does not take this token ({in_a_line(error)}). {FIX}") from error
+        raise UserError(f"{where}: {in_a_line(error)}") from error
 
 
-def report_unpushed(left: list[str], folder: Path) -> int:
-    """Say what could not be pushed, and return the exit code."""
-    if left:
-        logger.error("not pushed: %s\nthe Hub has missed it; send it with `recipe push %s`", ", ".join(left), folder)
-    return UNPUSHED_EXIT if left else 0
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those behind it: the client wraps some of its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    for cause in causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
+        if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
+            return cause.response.status_code in TRANSIENT
+        if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
+            return True
+    return False
+
+
+def asked_pause(error: BaseException) -> float:
+    """Seconds that the server asks to wait: Retry-After, or the rest of the rate limit's window."""
+    for cause in causes(error):
+        if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
+            headers = cause.response.headers
+            limit = parse_ratelimit_headers(headers) if cause.response.status_code == 429 else None
+            after = headers.get("Retry-After", "")
+            return max(float(after) if after.isdecimal() else 0.0, limit.reset_in_seconds if limit else 0.0)
+    return 0.0
+
+
+def in_a_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` may be a USER/NAME of the Hub; a file or folder of this machine is none."""
+    with contextlib.suppress(ValueError):
+        validate_repo_id(name)
+        return "/" in name and not Path(name).exists()
+    return False
+
+
+def newest(name: str, revision: str | None, kind: str) -> str | None:
+    """The commit that a revision of a Hub repo stands for now; the revision itself for a folder, or offline."""
+    if is_repo_id(name):
+        with contextlib.suppress(OSError, ValueError, httpx2.HTTPError):  # offline: whatever lies in the cache
+            return HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+    return revision
+
+
+def check_write_access(name: str, kind: str = "model", token: str | None = None) -> str:
+    """Whether the token may write to the repo `name` (USER/NAME, or NAME in one's own namespace), in words.
+
+    Raises:
+        UserError: no token, a wrong or read-only one, one without the right on this namespace, or somebody else's.
+        HubAway: the Hub cannot be asked.
+    """
+    api = HfApi(token=token)
+    if not (token or get_token()):
+        raise UserError(f"{name}: no token. Run `hf auth login`, or set HF_TOKEN to one that may write")
+    with plainly(name):
+        user = retry("asking the Hub for the token's rights", api.whoami)
+        repo_id = full_id(name, user)
+        check_rights(user, repo_id, "repo.write")
+        try:
+            retry(f"looking at {repo_id}", lambda: api.auth_check(repo_id, repo_type=kind, write=True))
+        except RepositoryNotFoundError:
+            return f"{user['name']} may create {repo_id}"
+    return f"{user['name']} may write to {repo_id}"
+
+
+def check_read_access(repo_id: str) -> str:
+    """Whether a pretrained model, which may be gated, can be fetched, in words.
+
+    Raises:
+        UserError: its licence was not accepted, or there is no such repo for this token.
+        HubAway: the Hub cannot be asked.
+    """
+    api = HfApi()
+    with plainly(repo_id):
+        try:
+            retry(f"looking at {repo_id}", lambda: api.auth_check(repo_id))
+        except GatedRepoError as error:
+            words = f"is gated: accept its licence on {api.endpoint}/{repo_id}, as the user of `hf auth login`"
+            raise UserError(f"{repo_id} {words}") from error
+        except RepositoryNotFoundError as error:
+            raise UserError(f"{repo_id}: no such model, or this token may not read it (`hf auth login`)") from error
+    return f"{repo_id} can be fetched"
+
+
+def full_id(name: str, user: Mapping[str, Any]) -> str:
+    """USER/NAME, also of a NAME alone, as the Hub reads it."""
+    return name if "/" in name else f"{user['name']}/{name}"
+
+
+def check_rights(user: Mapping[str, Any], where: str, permission: str) -> None:
+    """Whether the token has "repo.write" or "job.write" in a namespace or on a repo, by its role and scopes.
+
+    Raises:
+        UserError: it has not.
+    """
+    namespace, token = where.split("/")[0], user["auth"]["accessToken"]
+    ours = [user["name"], *(org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read")]
+    if namespace not in ours:
+        raise UserError(f"{where}: {user['name']} cannot write there ({permission}), only under {', '.join(ours)}")
+    if token["role"] == "read":
+        raise UserError(f"{where}: the token can only read. {FIX}")
+    if token["role"] == "fineGrained":
+        scopes = token["fineGrained"]["scoped"]
+        granted = {scope["entity"]["name"] for scope in scopes if permission in scope["permissions"]}
+        if not granted & {namespace, where}:
+            raise UserError(
+                f"{where}: the fine-grained token has no write permission on {namespace} ({permission}). {FIX}"
+            )

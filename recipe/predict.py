@@ -19,14 +19,14 @@ from PIL import UnidentifiedImageError
 from rich.progress import track
 from transformers import DetrForObjectDetection, DetrImageProcessor
 
-from recipe.checkpoint import load_model
-from recipe.coco import xywh
-from recipe.draw import draw_boxes
+from recipe.data.geometry import Geometry
+from recipe.data.images import decode
 from recipe.evaluate import load_processor
-from recipe.geometry import Geometry
-from recipe.images import decode
-from recipe.run import writable
+from recipe.evaluation.matching import xywh
+from recipe.model.checkpoint import load_model
+from recipe.report.draw import draw_boxes
 from recipe.schema import CLASS_NAMES, UserError
+from recipe.training.run import writable
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from recipe.batches import normalise
-from recipe.checkpoint import load_model
-from recipe.run import read_record
+from recipe.data.batches import normalise
+from recipe.model.checkpoint import load_model
 from recipe.schema import UserError
+from recipe.training.run import read_record
 
 
 def replay(options: argparse.Namespace) -> int:

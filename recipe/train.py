@@ -24,23 +24,24 @@ from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TrackioCallback
 
-from recipe import run, tracking
-from recipe.access import newest
-from recipe.annotations import Annotations, describe, summary
-from recipe.backlog import unpushed
-from recipe.card import write_card
-from recipe.checkpoint import SHARDS, load_model, write_backbone
 from recipe.config import DEADLINE_EXIT, ELSEWHERE, METRICS, PILOT_CPU, REFUSED, Config, training_defaults
-from recipe.data import CrowdDataset, load_split
-from recipe.deadline import Deadline
+from recipe.data.annotations import Annotations, describe, summary
+from recipe.data.dataset import CrowdDataset, load_split
+from recipe.data.geometry import Geometry
 from recipe.doctor import driver, installed_driver
-from recipe.geometry import Geometry
-from recipe.hub import RunRepo, open_run, report_unpushed
-from recipe.memory import fit
-from recipe.model import build_model, build_processor, compile_backbone, freeze
-from recipe.pictures import Pictures
+from recipe.hub import newest
+from recipe.model.checkpoint import SHARDS, load_model, write_backbone
+from recipe.model.detector import build_model, build_processor, compile_backbone, freeze
+from recipe.report.card import write_card
+from recipe.report.pictures import Pictures
 from recipe.schema import CLASS_NAMES, UserError
-from recipe.trainer import CrowdTrainer, NonFiniteLoss
+from recipe.training import logs as tracking
+from recipe.training import run
+from recipe.training.backlog import unpushed
+from recipe.training.deadline import Deadline
+from recipe.training.memory import fit
+from recipe.training.push import RunRepo, open_run, report_unpushed
+from recipe.training.trainer import CrowdTrainer, NonFiniteLoss
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +261,7 @@ def watch(trainer: CrowdTrainer, config: Config) -> Deadline:
     trainer.add_callback(tracking.MetricsLog())
     trainer.add_callback(Pictures(trainer))
     if trainer.pop_callback(TrackioCallback) is not None:  # the library's own waits for its server, and loses rows
-        from recipe.dashboard import Dashboard
+        from recipe.training.dashboard import Dashboard
 
         trainer.add_callback(Dashboard(folder))
     flags = shlex.join(run.without_tokens(sys.argv)[2:])
@@ -273,7 +274,7 @@ def watch(trainer: CrowdTrainer, config: Config) -> Deadline:
 
 def finish(trainer: CrowdTrainer, config: Config) -> int:
     """Save the best model at the root of the run, write the report on it, and push both. Returns the exit code."""
-    from recipe.report import print_summary, write_report
+    from recipe.report.report import print_summary, write_report
 
     last = trainer.state.global_step
     kept = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import packed
 
-from recipe.annotations import read
-from recipe.data import CrowdDataset
-from recipe.geometry import Geometry
-from recipe.metrics import DetectionMetrics
+from recipe.data.annotations import read
+from recipe.data.dataset import CrowdDataset
+from recipe.data.geometry import Geometry
+from recipe.evaluation.metrics import DetectionMetrics
 
 HISTORY: list[dict[str, Any]] = []  # three epochs
 for epoch in (1, 2, 3):

@@ -56,7 +56,7 @@ def test_each_row_is_shown_as_it_is_found_under_the_one_before(tmp_path, capsys,
         shown.append(capsys.readouterr().out)
         return f"{name} can be fetched [soon]"
 
-    monkeypatch.setattr("recipe.access.check_read_access", slow)
+    monkeypatch.setattr("recipe.hub.check_read_access", slow)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * MIN_DISK}))
     options = ["--backbone", "USER/DINO", "--output_dir", str(tmp_path)]
     assert main(["doctor", *options]) == 0
@@ -84,7 +84,7 @@ def test_a_place_that_cannot_be_written_is_no_full_disk(tmp_path, capsys):
 def test_a_hub_out_of_reach_is_one_line(tmp_path, capsys, monkeypatch):
     """Fails where only OSError is caught: the client's ConnectError is none."""
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * MIN_DISK}))
-    monkeypatch.setattr("recipe.access.PATIENCE", 0)
+    monkeypatch.setattr("recipe.hub.PATIENCE", 0)
     monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
     assert main(["doctor", "--backbone", "USER/DINO", "--output_dir", str(tmp_path)]) == 1
     said = " ".join(capsys.readouterr().out.split())
@@ -93,8 +93,8 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path, capsys, monkeypatch):
 
 def test_all_questions_to_a_hub_out_of_reach_cost_half_a_minute_together(tmp_path, capsys, monkeypatch):
     """Each of them was asked for three minutes."""
-    monkeypatch.setattr("recipe.access.PREFLIGHT", 1.0)
-    monkeypatch.setattr("recipe.access.PATIENCE", 10.0)
+    monkeypatch.setattr("recipe.hub.PREFLIGHT", 1.0)
+    monkeypatch.setattr("recipe.hub.PATIENCE", 10.0)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     for name in ("auth_check", "whoami"):
         monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", refuse)

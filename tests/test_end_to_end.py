@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from loopback_hub import LoopbackHub
+from loopback.hub import LoopbackHub
 from transformers import (
     AutoImageProcessor,
     AutoModelForObjectDetection,
@@ -27,14 +27,14 @@ from transformers import (
 )
 
 from data_prep.upload import upload
-from recipe.checkpoint import SHARDS
 from recipe.cli import main
 from recipe.config import Config
-from recipe.data import load_split
-from recipe.model import BACKBONE_PREFIX, detr_config, tiny_backbone
-from recipe.run import checkpoints
-from recipe.tracking import read_log
+from recipe.data.dataset import load_split
+from recipe.model.checkpoint import SHARDS
+from recipe.model.detector import BACKBONE_PREFIX, detr_config, tiny_backbone
 from recipe.train import DEADLINE_EXIT
+from recipe.training.logs import read_log
+from recipe.training.run import checkpoints
 
 TOKEN = "hf_token_of_alice_0123456789"
 USERS = {TOKEN: {"name": "alice"}, "hf_reads": {"name": "alice", "role": "read"}}

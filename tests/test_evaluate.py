@@ -7,14 +7,14 @@ from pathlib import Path
 import packed as rows
 import pytest
 import torch
-from test_model import config, save
+from model.test_detector import config, save
 from transformers import TrainingArguments
 
-from recipe.checkpoint import load_model
 from recipe.cli import main
-from recipe.model import build_model, freeze
-from recipe.run import writable
+from recipe.model.checkpoint import load_model
+from recipe.model.detector import build_model, freeze
 from recipe.schema import UserError
+from recipe.training.run import writable
 
 
 @pytest.fixture(scope="module")

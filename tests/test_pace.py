@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipe import doctor, tracking
+from recipe import doctor
 from recipe.cli import main
-from recipe.model import tiny_backbone
+from recipe.model.detector import tiny_backbone
 from recipe.pace import Pace, describe, peak_tflops
+from recipe.training import logs as tracking
 
 WORKSTATION = "1 x NVIDIA RTX 4000 SFF Ada Generation, 20 GiB"
 PACE = Pace(2.0, WORKSTATION, train_images=3600, validation_images=360, epochs=10)

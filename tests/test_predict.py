@@ -10,14 +10,14 @@ import pytest
 import torch
 from packed import encoded, photograph
 from PIL import Image
-from test_model import config, save
+from model.test_detector import config, save
 
-from recipe.augment import Transform
-from recipe.batches import collate, normalise
 from recipe.cli import main
-from recipe.geometry import Geometry
-from recipe.images import render
-from recipe.model import build_model, build_processor, freeze
+from recipe.data.augment import Transform
+from recipe.data.batches import collate, normalise
+from recipe.data.geometry import Geometry
+from recipe.data.images import render
+from recipe.model.detector import build_model, build_processor, freeze
 from recipe.predict import class_thresholds, coco_results, detect, find_images
 from recipe.schema import UserError
 

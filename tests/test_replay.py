@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
-from test_model import batch, config, save
-from test_trainer import make_trainer
+from model.test_detector import batch, config, save
+from training.test_trainer import make_trainer
 
 from recipe import replay as room
 from recipe.cli import main
-from recipe.model import build_model, freeze
-from recipe.trainer import NonFiniteLoss, random_state
+from recipe.model.detector import build_model, freeze
+from recipe.training.trainer import NonFiniteLoss, random_state
 
 
 def test_every_process_keeps_its_own_step(tiny_flags, tmp_path, monkeypatch):

@@ -7,14 +7,14 @@ import os
 import pytest
 from conftest import make_yolo
 
-from recipe.checkpoint import SHARDS
 from recipe.cli import main
 from recipe.config import parse_train
-from recipe.metrics import DetectionMetrics
-from recipe.model import build_model
+from recipe.evaluation.metrics import DetectionMetrics
+from recipe.model.checkpoint import SHARDS
+from recipe.model.detector import build_model
 from recipe.schema import UserError
 from recipe.train import built_in_sample, settle, training_arguments
-from recipe.trainer import CrowdTrainer
+from recipe.training.trainer import CrowdTrainer
 
 
 class Killed(BaseException):

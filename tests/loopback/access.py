@@ -9,7 +9,7 @@ from loopback.faults import Entry
 from loopback.store import HubError, Repo
 
 if TYPE_CHECKING:
-    from loopback_hub import LoopbackHub
+    from loopback.hub import LoopbackHub
 
 
 @dataclass

@@ -16,9 +16,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from loopback.store import HubError, Repo, card_data, now
 
 if TYPE_CHECKING:
-    from loopback_hub import LoopbackHub
-
     from loopback.access import Call
+    from loopback.hub import LoopbackHub
 
 
 def break_build(hub: "LoopbackHub", space_id: str, message: str | None) -> None:

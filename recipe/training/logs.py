@@ -1,0 +1,87 @@
+"""What a run writes down while it goes: every row in metrics.jsonl, and its pace.
+
+recipe sync OUTPUT_DIR        shows them on a Trackio dashboard (recipe/training/dashboard.py)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from recipe.pace import Pace, describe
+from recipe.training.run import amend_record, device
+
+logger = logging.getLogger(__name__)
+
+LOG_FILE = "metrics.jsonl"
+
+
+class MetricsLog(TrainerCallback):
+    """Every logged row in OUTPUT_DIR/metrics.jsonl, so that nothing is lost when a dashboard cannot be reached.
+
+    A resumed run first cuts the file back to its checkpoint: rows that the killed process wrote after it come again.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            rows = "".join(json.dumps(row) + "\n" for row in state.log_history)
+            (Path(args.output_dir) / LOG_FILE).write_text(rows)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            with (Path(args.output_dir) / LOG_FILE).open("a") as file:
+                file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a killed process left unfinished is dropped."""
+    path = folder / LOG_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class PaceLog(TrainerCallback):
+    """After the first 50 steps: the pace, the hours of the whole run, and the same on HF Jobs; kept in run.json.
+
+    The first 10 are not counted (kernels are chosen, workers start), nor is a step before which a checkpoint was
+    written or an evaluation ran.
+    """
+
+    WARM, STEPS = 10, 50
+
+    def __init__(self, train_images: int, validation_images: int, command: str) -> None:
+        self.images, self.command = (train_images, validation_images), command
+        self._step, self._counted, self._seconds = 0, 0, 0.0
+        self._last: float | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
+        now, self._step = time.perf_counter(), self._step + 1
+        if self.WARM < self._step <= self.STEPS and self._last is not None:
+            self._counted, self._seconds = self._counted + 1, self._seconds + now - self._last
+        self._last = now
+        if self._step == self.STEPS and self._counted and state.is_world_process_zero:
+            batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            rate = round(batch * self._counted / self._seconds, 3)
+            # state.num_train_epochs is rounded up, of --max_steps and of a fraction alike.
+            epoch = math.ceil(len(found["train_dataloader"]) / args.gradient_accumulation_steps)
+            pace = Pace(rate, device(), *self.images, epochs=round(state.max_steps / epoch, 2))
+            logger.info(describe(pace, self.command))
+            amend_record(Path(args.output_dir), pace=pace.record())
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last = None
+
+    on_evaluate = on_save

@@ -1,0 +1,493 @@
+"""jobs/launch.py with the real clients against the loopback Hub; a job's `recipe` is a small script that stands in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+from huggingface_hub import CommitOperationAdd, constants
+from loopback.hub import LoopbackHub
+from loopback.spaces import break_build
+
+from jobs import job as job_room
+from jobs import launch, preflight
+from recipe.config import parse_train
+from recipe.schema import UserError
+from recipe.training import run
+
+FINE = {"alice": ["repo.write"]}  # but not job.write
+USERS = {
+    "hf_alice": {"name": "alice", "role": "write"},
+    "hf_reads": {"name": "alice", "role": "read"},
+    "hf_bob": {"name": "bob"},
+    "hf_fine": {"name": "alice", "role": "fineGrained", "scopes": FINE},
+}
+CARD = """---
+dataset_info:
+  splits:
+  - name: train
+    num_examples: 3600
+  - name: validation
+    num_examples: 360
+---
+"""
+SPACE = {"README.md": "---\nsdk: docker\n---\n", "Dockerfile": "FROM scratch\n"}
+DATA = {"README.md": CARD, "data/train-00000-of-00001.parquet": "x", "data/validation-00000-of-00001.parquet": "y"}
+TRAIN = ["--data", "alice/crowd", "--backbone", "tiny", "--detr_init", "none", "--hub_model_id", "alice/detector"]
+
+
+def commit(api, repo_id, files, kind="model"):
+    api.create_repo(
+        repo_id, repo_type=kind, private=True, exist_ok=True, space_sdk="docker" if kind == "space" else None
+    )
+    operations = [CommitOperationAdd(path, text.encode()) for path, text in files.items()]
+    api.create_commit(repo_id, operations, commit_message="files", repo_type=kind)
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """Write the script that jobs run as `recipe`."""
+    script = tmp_path / "bin" / "recipe"
+    script.parent.mkdir()
+
+    def write(body):
+        script.write_text(f"#!{sys.executable}\nimport json, os, sys, time\n{body}\n")
+        script.chmod(0o755)
+
+    write("print('trained')")
+    return write
+
+
+@pytest.fixture
+def hub(tmp_path, stand_in, monkeypatch):
+    """A Hub with a dataset and a built image, and this process as a client of alice's."""
+    path = os.pathsep.join((str(tmp_path / "bin"), os.environ["PATH"]))
+    with LoopbackHub(tmp_path / "hub", USERS, build_seconds=0, job_env={"PATH": path}) as hub:
+        api = hub.serve(monkeypatch, "hf_alice")
+        commit(api, "alice/crowd", DATA, "dataset")
+        commit(api, "alice/recipe", SPACE, "space")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        for name in ("TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_WRITE_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield hub
+
+
+def start(*options, train=TRAIN):
+    return launch.main(["--flavor", "a10g-large", *options, "--", *train])
+
+
+def posts(hub):
+    return [entry for entry in hub.requests if entry.method == "POST" and re.fullmatch(r"/api/jobs/alice", entry.path)]
+
+
+def refused(hub, capsys, *options, train=TRAIN):
+    """The one line with which a launch was refused before anything was started."""
+    assert start(*options, train=train) == 2
+    assert not posts(hub)
+    said = capsys.readouterr()
+    assert not said.out
+    return said.err[said.err.index("error: ") :].strip()
+
+
+# What is sent
+
+
+def test_a_dry_run_prints_the_very_job_that_would_start_and_starts_nothing(hub, capsys):
+    assert start("--timeout", "2h", "--dry-run") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert not posts(hub)
+    assert start("--timeout", "2h", "--detach") == 0
+    (sent,) = [job.spec for job in hub.jobs.all.values()]
+    assert re.fullmatch("[0-9a-f]{16}", sent["labels"].pop("launch"))
+    assert sent.pop("secrets") == {"HF_TOKEN": "hf_alice"}
+    assert printed.pop("secrets") == ["HF_TOKEN"]
+    assert printed == sent
+    assert printed["spaceId"] == "alice/recipe"
+    assert printed["timeoutSeconds"] == 7200
+
+
+def test_no_token_is_ever_printed(hub, stand_in, capsys):
+    start("--dry-run")
+    start()
+    said = capsys.readouterr()
+    assert "hf_alice" not in said.out + said.err
+
+
+def test_a_token_on_the_command_line_is_refused(hub, capsys):
+    said = refused(hub, capsys, train=[*TRAIN, "--hub_token", "hf_alice"])
+    assert "as a secret" in said
+    assert "hf_alice" not in said
+
+
+def test_the_command_carries_the_users_flags_and_a_deadline_below_the_timeout(hub, capsys):
+    start("--timeout", "10h", "--dry-run")
+    command = json.loads(capsys.readouterr().out)["command"]
+    assert command[: 2 + len(TRAIN)] == ["recipe", "train", *TRAIN]
+    added = dict(zip(command[2 + len(TRAIN) :: 2], command[3 + len(TRAIN) :: 2], strict=False))
+    assert 7 < float(added["--max_hours"]) < 9.7
+    assert "--push_to_hub" in command
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://127.0.0.1:1?write_token=wt_secret"])
+def test_a_trackio_server_of_ones_own_is_passed_on_with_its_token_as_a_secret(hub, capsys, monkeypatch, address):
+    """`trackio show` prints its address with the token in it: so it is what people paste."""
+    monkeypatch.setenv("TRACKIO_SERVER_URL", address)
+    if "secret" not in address:
+        monkeypatch.setenv("TRACKIO_WRITE_TOKEN", "wt_secret")
+    start("--dry-run")
+    start("--detach")
+    said = capsys.readouterr()
+    (sent,) = [job.spec for job in hub.jobs.all.values()]
+    assert sent["environment"] == json.loads(said.out)["environment"] == {"TRACKIO_SERVER_URL": "http://127.0.0.1:1"}
+    assert sent["secrets"] == {"HF_TOKEN": "hf_alice", "TRACKIO_WRITE_TOKEN": "wt_secret"}
+    assert json.loads(said.out)["secrets"] == ["HF_TOKEN", "TRACKIO_WRITE_TOKEN"]
+    assert "wt_secret" not in said.out + said.err
+    assert "--trackio_space_id" not in sent["command"]
+
+
+def test_help_answers_without_the_libraries():
+    """Importing torch and transformers takes 10 s and more."""
+    code = "import sys, jobs.launch; assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    shown = subprocess.run([sys.executable, "jobs/launch.py", "--help"], capture_output=True, text=True, check=True)
+    assert "--until-done" in shown.stdout
+
+
+# Started once
+
+
+def test_a_refused_request_is_repeated_until_the_job_starts(hub):
+    hub.fail(r"/api/jobs/alice$", method="POST", status=500, times=2)
+    assert start() == 0
+    assert len(posts(hub)) == 3
+    assert len(hub.jobs.all) == 1
+
+
+@pytest.mark.parametrize("lost", [{"status": 500}, {"drop": True}])
+def test_a_lost_answer_starts_no_second_job(hub, lost):
+    """The client repeats nothing, and a plain retry would start, and pay, the same job twice."""
+    hub.fail(r"/api/jobs/alice$", method="POST", late=True, times=1, **lost)
+    assert start() == 0
+    assert len(hub.jobs.all) == len(posts(hub)) == 1
+
+
+def test_a_refusal_for_good_is_said_at_once(hub, capsys):
+    hub.fail(r"/api/jobs/alice$", method="POST", status=403)
+    assert start() == 2
+    assert len(posts(hub)) == 1
+    assert "HF Jobs refuses the job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--status"], ["--flavor", "a10g-large", "--dry-run", "--", *TRAIN]])
+def test_a_hub_out_of_reach_is_told_while_it_is_waited_for_and_given_up_soon(hub, capsys, caplog, monkeypatch, words):
+    """A job's own questions are asked for ten minutes, and these were, without a word."""
+    monkeypatch.setattr("recipe.hub.PREFLIGHT", 2.0)
+    monkeypatch.setattr(job_room, "PATIENCE", 20.0)
+    hub.stop()
+    began = time.monotonic()
+    assert launch.main(words) == 2
+    assert time.monotonic() - began < 15
+    assert re.search(r"asking the Hub who we are: .*refused; again in \d s", caplog.text)
+    said = capsys.readouterr()
+    assert re.fullmatch(r"error: asking the Hub who we are: the Hub cannot be reached \(.*refused\)\n", said.err)
+    assert not said.out
+
+
+# Followed to its end
+
+
+def test_the_exit_code_is_the_jobs(hub, stand_in, capsys):
+    stand_in("print('out of memory'); sys.exit(41)")
+    assert start() == 41
+    said = capsys.readouterr()
+    assert said.out == "out of memory\n"
+    for line in ("page ", "dashboard ", "model ", "watch ", "cancel ", "resume "):
+        assert f"\n{line}" in said.err
+
+
+def test_a_job_killed_at_its_timeout_is_no_success(hub, stand_in):
+    stand_in("time.sleep(60)")
+    assert start("--timeout", "1s") == job_room.TIMEOUT_EXIT
+
+
+def test_every_line_of_the_log_is_printed_once_though_connections_drop(hub, stand_in, capsys):
+    """The client stops reading where the job ended meanwhile: the second drop leaves the end of the log unread."""
+    stand_in("for n in range(300):\n    print('line', n, flush=True)\n    time.sleep(0.002)")
+    hub.fail(r"/logs$", drop=True, after_bytes=900, times=2)
+    assert start() == 0
+    assert capsys.readouterr().out.splitlines() == [f"line {n}" for n in range(300)]
+    assert len([entry for entry in hub.requests if entry.path.endswith("/logs")]) >= 3
+
+
+def test_a_log_that_cannot_be_read_hides_neither_the_end_of_the_job_nor_its_exit_code(
+    hub, stand_in, monkeypatch, capsys
+):
+    monkeypatch.setattr(job_room, "LAST_TRIES", 2)
+    stand_in("sys.exit(41)")
+    hub.fail(r"/logs$", status=500)
+    assert start() == 41
+    assert "the end of the log cannot be read" in capsys.readouterr().err
+
+
+def test_ctrl_c_detaches_and_leaves_the_job_alone(hub, stand_in, capsys):
+    stand_in("print('begun', flush=True); time.sleep(30)")
+
+    def interrupt():
+        while not any(job.log[1:] for job in hub.jobs.all.values()):
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert start() == launch.DETACHED_EXIT
+    (job,) = hub.jobs.all.values()
+    assert job.stage == "RUNNING"
+    assert f"hf jobs cancel alice/{job.info['id']}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["alice/detector", "detector"])
+def test_until_done_starts_the_next_job_until_the_training_is_over(hub, stand_in, tmp_path, name):
+    """Asked for a NAME without its USER the Hub knows no such repo: a run that pushed would seem to get nowhere."""
+    stand_in(
+        f"""
+from pathlib import Path
+from huggingface_hub import HfApi
+count = Path({str(tmp_path / "count")!r})
+times = len(count.read_text()) if count.exists() else 0
+count.write_text("x" * (times + 1))
+api = HfApi()
+api.create_repo("alice/detector", exist_ok=True)
+api.upload_file(path_or_fileobj=str(times).encode(), path_in_repo="state", repo_id="alice/detector")
+sys.exit(0 if times == 2 else 75)"""
+    )
+    assert start("--until-done", train=[*TRAIN[:-1], name]) == 0
+    assert len(hub.jobs.all) == 3
+    assert len({job.spec["labels"]["launch"] for job in hub.jobs.all.values()}) == 3
+
+
+def test_until_done_does_not_pay_for_jobs_that_get_nowhere(hub, stand_in, capsys):
+    stand_in("sys.exit(75)")
+    assert start("--until-done") == 2
+    assert len(hub.jobs.all) == 1
+    assert "before it pushed anything" in capsys.readouterr().err
+
+
+def test_without_until_done_a_deadline_is_passed_on(hub, stand_in):
+    stand_in("sys.exit(75)")
+    assert start() == 75
+
+
+def test_status_lists_the_jobs_of_this_project_alone(hub, capsys):
+    start()
+    hub.api("hf_alice").run_job(image="python:3.12", command=["true"], namespace="alice")
+    capsys.readouterr()
+    assert launch.main(["--status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert re.search(r"COMPLETED +a10g-large .* alice/detector$", lines[1])
+
+
+# Refused before it costs anything
+
+
+@pytest.mark.parametrize("words", [["--status"], ["--flavor", "a10g-large", "--", *TRAIN]])
+def test_without_a_token_it_is_told_how_to_get_one(hub, capsys, monkeypatch, tmp_path, words):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    assert launch.main(words) == 2
+    assert capsys.readouterr().err.startswith("error: no token. Run `hf auth login`, or set HF_TOKEN")
+
+
+def test_an_unknown_machine_lists_those_there_are_with_their_prices(hub, capsys):
+    assert launch.main(["--flavor", "a10g-huge", "--", *TRAIN]) == 2
+    said = capsys.readouterr().err
+    assert "a10g-huge: HF Jobs has no such machine" in said
+    assert re.search(r"a10g-large +A10G +24 GB +12 vCPU +46 GB +\$1\.50/h", said)
+    assert not posts(hub)
+
+
+def test_a_token_that_only_reads_is_refused(hub, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_reads")
+    assert "can only read" in refused(hub, capsys)
+
+
+def test_a_fine_grained_token_needs_the_right_to_start_jobs(hub, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_fine")
+    assert "no write permission on alice (job.write)" in refused(hub, capsys)
+    FINE["alice"].append("job.write")
+    try:
+        assert start("--dry-run") == 0
+    finally:
+        FINE["alice"].remove("job.write")
+
+
+def test_somebody_elses_namespace_is_refused(hub, capsys):
+    assert "alice cannot write there (job.write), only under alice" in refused(hub, capsys, "--namespace", "bob")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("tests", "a job sees no folder of this machine"),
+        ("alice/nothing", "no such dataset"),
+        ("alice/pictures", "holds no data/train-*.parquet"),
+    ],
+)
+def test_data_that_a_job_could_not_read_is_refused(hub, capsys, data, words):
+    commit(hub.api("hf_alice"), "alice/pictures", {"0.jpg": "x"}, "dataset")
+    assert words in refused(hub, capsys, train=["--data", data, "--backbone", "tiny", "--detr_init", "none"])
+
+
+def test_a_gated_backbone_whose_licence_was_not_accepted_is_refused(hub, capsys):
+    hub.api("hf_bob").create_repo("bob/backbone")
+    hub.gate("bob/backbone")
+    train = ["--data", "alice/crowd", "--detr_init", "none", "--backbone", "bob/backbone"]
+    assert "is gated: accept its licence" in refused(hub, capsys, train=train)
+
+
+@pytest.mark.parametrize("flag", ["num_queries", "learning_rate", "seed", "per_device_train_batch_size"])
+def test_a_model_repo_with_a_run_of_other_settings_is_refused(hub, capsys, flag):
+    """The job would refuse it too, once it was paid for."""
+    config, rest = parse_train([*TRAIN, f"--{flag}", "7"])
+    identity = run.identity(config, launch.check_training_flags(config, rest), {"manifest": "known to the job"})
+    record = {"identity": identity | {"bf16": False}, "run_name": "run", "started": "2026"}
+    files = {"last-checkpoint/run.json": json.dumps(record), "last-checkpoint/trainer_state.json": "{}"}
+    commit(hub.api("hf_alice"), "alice/detector", files)
+    assert re.search(rf"other settings: {flag} was 7[.0]*, now \S+\. Give", refused(hub, capsys))
+    assert start("--dry-run", train=[*TRAIN, f"--{flag}", "7"]) == 0
+    assert "goes on with it" in capsys.readouterr().err
+
+
+def test_a_model_repo_with_something_else_is_refused(hub, capsys):
+    commit(hub.api("hf_alice"), "alice/detector", {"model.safetensors": "x"})
+    assert "holds something else" in refused(hub, capsys)
+
+
+def test_an_image_that_was_not_built_is_refused(hub, capsys):
+    assert "no such Space" in refused(hub, capsys, "--image", "hf.co/spaces/alice/nothing")
+    break_build(hub, "alice/recipe", "no space left")
+    assert "its build ended as BUILD_ERROR" in refused(hub, capsys)
+
+
+@pytest.mark.parametrize("base", ["python:3.11-slim", "python:3.11"])
+def test_torch_compile_is_refused_where_the_image_has_no_c_compiler(hub, capsys, base):
+    dockerfile = (Path(__file__).parents[2] / "Dockerfile").read_text()
+    assert "\nARG BASE=python:3.11-slim\n" in dockerfile
+    commit(hub.api("hf_alice"), "alice/recipe", {"Dockerfile": dockerfile.replace("python:3.11-slim", base)}, "space")
+    train = [*TRAIN, "--torch_compile", "true"]
+    if base == "python:3.11":
+        assert start("--dry-run", train=train) == 0
+    else:
+        assert "needs a C compiler, and hf.co/spaces/alice/recipe is" in refused(hub, capsys, train=train)
+        assert start("--dry-run") == 0
+
+
+def test_a_wrong_training_flag_is_refused_before_the_hub_is_asked(hub, capsys):
+    assert "unknown flag --learning_rat" in refused(hub, capsys, train=[*TRAIN, "--learning_rat", "1"])
+    with pytest.raises(SystemExit):
+        start(train=[*TRAIN, "--hflip", "2"])
+    assert not [entry for entry in hub.requests if "whoami" in entry.path]
+
+
+def test_what_only_the_gpu_of_the_job_can_say_is_not_refused_here(hub, capsys):
+    """Here there is no GPU: transformers refuses each of these on this machine."""
+    assert "At most one of fp16 and bf16" in refused(hub, capsys, train=[*TRAIN, "--fp16", "true"])
+    assert start("--dry-run", train=[*TRAIN, "--tf32", "true", "--bf16", "true", "--use_cpu", "false"]) == 0
+
+
+# Time and costs: 3,600 + 360 images, so that one image a second makes 1.1 hours an epoch
+
+
+def test_a_timeout_that_cannot_hold_one_epoch_is_refused(hub, capsys):
+    said = refused(hub, capsys, "--pace", "1", "--timeout", "1h")
+    assert "--timeout 1h cannot hold the first epoch, which takes 1.1 h" in said
+    least = said.split()[-1]
+    assert start("--pace", "1", "--timeout", least, "--dry-run") == 0
+
+
+def test_the_timeout_follows_from_the_pace_and_so_do_the_costs(hub, capsys):
+    start("--pace", "1", "--dry-run", train=[*TRAIN, "--num_train_epochs", "4"])
+    said = capsys.readouterr()
+    assert "4.4 h, $6.60, for 4 epochs at 1.00 images/s" in said.err
+    assert 4.4 < json.loads(said.out)["timeoutSeconds"] / 3600 <= 7
+
+
+@pytest.mark.parametrize(("steps", "words"), [(45, "0.1 h, $0.17, for 0.1 epochs"), (1800, "4.4 h, $6.60, for 4 ep")])
+def test_max_steps_counts_in_place_of_the_epochs(hub, capsys, steps, words):
+    """450 steps of 8 images are an epoch. transformers trains for max_steps, also beyond num_train_epochs."""
+    train = [*TRAIN, "--num_train_epochs", "2", "--max_steps", str(steps)]
+    assert start("--pace", "1", "--timeout", "8h", "--dry-run", train=train) == 0
+    assert words in capsys.readouterr().err
+    assert start("--pace", "1", "--timeout", "1h", "--dry-run", train=train) == (0 if steps == 45 else 2)
+
+
+@pytest.mark.parametrize("flag", ["--pace-from", "--pace_from"])
+def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp_path, flag):
+    """Flags are written with dashes or underscores, as those of `recipe train`; a folder's name stays as it is."""
+    pace = {"images_per_second": 2.0, "device": "1 x NVIDIA RTX 4000 SFF Ada Generation, 20 GiB"}
+    work = {"train_images": 1, "validation_images": 1, "epochs": 1}
+    (tmp_path / "run.json").write_text(json.dumps({"pace": {**pace, **work}}))
+    start(f"{flag}={tmp_path}", "--dry-run")
+    said = capsys.readouterr().err
+    assert "the pace is an estimate, from 1 x NVIDIA RTX 4000 SFF Ada" in said
+    assert f"at {2.0 * 70 / 76.7:.2f} images/s" in said
+
+
+def test_without_a_pace_the_launcher_says_so(hub, capsys):
+    start("--dry-run")
+    assert "no pace was measured" in capsys.readouterr().err
+
+
+def registry(monkeypatch, status):
+    """An image registry which, as they all do, sends even anonymous callers for a token first."""
+    asked = []
+
+    def head(url, headers, **_):
+        asked.append(url)
+        if headers.get("Authorization") == "Bearer anybody":
+            return httpx2.Response(status)
+        challenge = 'Bearer realm="https://auth.example/token",service="images",scope="repository:alice/recipe:pull"'
+        return httpx2.Response(401, headers={"WWW-Authenticate": challenge})
+
+    def get(url, params, **_):
+        assert params == {"service": "images", "scope": "repository:alice/recipe:pull"}
+        return httpx2.Response(200, json={"token": "anybody"})
+
+    monkeypatch.setattr(httpx2, "head", head)
+    monkeypatch.setattr(httpx2, "get", get)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("ghcr.io/alice/recipe:v1", "https://ghcr.io/v2/alice/recipe/manifests/v1"),
+        ("alice/recipe", "https://registry-1.docker.io/v2/alice/recipe/manifests/latest"),
+        ("ghcr.io/alice/recipe@sha256:ab", "https://ghcr.io/v2/alice/recipe/manifests/sha256:ab"),
+    ],
+)
+def test_a_public_image_is_found_in_its_registry(monkeypatch, name, url):
+    asked = registry(monkeypatch, 200)
+    assert preflight.registry(name) == (True, f"{name}: the registry answers 200")
+    assert asked == [url, url]
+
+
+def test_an_image_that_is_not_public_is_refused_and_an_unreachable_registry_is_a_note(monkeypatch):
+    registry(monkeypatch, 404)
+    with pytest.raises(UserError, match="not there or not public"):
+        preflight.registry("ghcr.io/alice/recipe")
+
+    def away(*_, **__):
+        raise httpx2.ConnectError("no route")
+
+    monkeypatch.setattr(httpx2, "head", away)
+    assert preflight.registry("ghcr.io/alice/recipe")[0] is None

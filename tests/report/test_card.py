@@ -1,0 +1,117 @@
+"""The model card: what the Hub reads from it, and what it must not give away."""
+
+from __future__ import annotations
+
+import evaluated
+import pytest
+from huggingface_hub import ModelCard
+
+from recipe.report.card import write_card
+
+RECORD = {
+    "run_name": "crowd-1",
+    "command": ["/home/me/bin/recipe", "train", "--data", "me/crowd", "--hub_token", "hf_secret", "--push_to_hub"],
+    "commit": "abc123",
+    "device": "1 x RTX 4000 SFF Ada, 20 GiB",
+    "versions": {"python": "3.11.9", "torch": "2.15.0"},
+    "config": {"backbone": "facebook/dinov3-vitl16-pretrain-lvd1689m", "detr_init": "facebook/detr-resnet-50",
+               "num_queries": 300, "shortest_edge": 960, "longest_edge": 1536},
+    "training": {"learning_rate": 1e-4, "hub_model_id": "me/crowd-detr"},
+    "dataset": {"data": "me/crowd", "revision": "c0ffee", "train": {"images": 50, "boxes": 4000},
+                "validation": {"images": 5, "boxes": 120}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """(values, details) of an evaluation in which no box is large: map_large is undefined."""
+    metrics = evaluated.evaluate(evaluated.crowd(tmp_path_factory.mktemp("packed")))
+    values = metrics.compute()
+    assert values["map_large"] == -1
+    return values, metrics.details()
+
+
+def load(folder, numbers, record=RECORD):
+    return ModelCard.load(write_card(folder, *numbers, record))
+
+
+def test_the_hub_reads_every_defined_number_from_the_model_index(tmp_path, numbers):
+    values, _ = numbers
+    data = load(tmp_path, numbers).data
+    found = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert found == {key: round(value, 5) for key, value in values.items() if value >= 0}
+    assert "mr2_person" in found
+    assert "map_large" not in found
+    result = data.eval_results[0]
+    assert (result.task_type, result.dataset_type) == ("object-detection", "me/crowd")
+    assert (result.dataset_split, result.dataset_revision) == ("validation", "c0ffee")
+    assert data.model_name == "crowd-detr"
+
+
+def test_the_front_matter_names_library_task_base_models_and_the_dinov3_licence(tmp_path, numbers):
+    data = load(tmp_path, numbers).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "object-detection")
+    assert data.base_model == ["facebook/dinov3-vitl16-pretrain-lvd1689m", "facebook/detr-resnet-50"]
+    assert data.datasets == ["me/crowd"]
+    assert (data.license, data.license_name) == ("other", "dinov3-license")
+    assert data.license_link.startswith("https://")
+
+
+def test_a_folder_of_another_machine_is_no_base_model(tmp_path, numbers):
+    """The card's own pattern took for a repo what the Hub's client refuses."""
+    elsewhere = load(tmp_path, numbers, RECORD | {"config": {"backbone": "weights/dino..v2", "detr_init": "./detr"}})
+    assert elsewhere.data.base_model is None
+
+
+def test_the_card_says_built_with_dinov3_unless_the_backbone_is_random(tmp_path, numbers):
+    assert "Built with DINOv3" in load(tmp_path, numbers).text
+    pilot = load(tmp_path, numbers, RECORD | {"config": {"backbone": "tiny", "detr_init": "none"}})
+    assert "Built with DINOv3" not in pilot.text
+    assert pilot.data.license is None
+    assert pilot.data.base_model is None
+
+
+def test_tokens_and_the_folder_of_the_program_stay_out_of_the_command(tmp_path, numbers):
+    text = load(tmp_path, numbers).content
+    assert "recipe train --data me/crowd --hub_token ... --push_to_hub" in text
+    assert "/home/me" not in text
+    joined = load(tmp_path, numbers, RECORD | {"command": ["recipe", "train", "--hub_token=hf_secret"]}).content
+    assert "--hub_token=..." in joined
+    assert "hf_secret" not in text + joined
+
+
+def test_local_data_is_no_dataset_of_the_hub(tmp_path, numbers):
+    local = load(
+        tmp_path, numbers, RECORD | {"dataset": {"data": "/home/me/photos", "revision": None, "manifest": "ff"}}
+    )
+    assert local.data.datasets is None
+    assert "/home/me" not in local.content
+    assert "Data `ff`" in local.text
+
+
+def test_the_examples_name_the_repo_and_the_thresholds_of_best_f1(tmp_path, numbers):
+    text = load(tmp_path, numbers).text
+    points = numbers[1]["thresholds"]
+    assert 'pipeline("object-detection", model="me/crowd-detr")' in text
+    assert f"threshold={min(points.values()):.2f}" in text
+    assert f"person {points['person']:.2f}, head {points['head']:.2f}" in text
+    assert f"| MR-2 (lower is better) |  | {numbers[0]['mr2_person']:.3f} |" in text
+
+
+def test_plots_are_shown_where_they_exist_and_photographs_never(tmp_path, numbers):
+    """A model may be shared more widely than the photographs of the people it was judged on."""
+    assert "![" not in load(tmp_path, numbers).text
+    (tmp_path / "report").mkdir()
+    for name in ("thresholds.png", "where.png", "curves.png", "worst.png", "predictions.png", "report.md"):
+        (tmp_path / "report" / name).touch()
+    text = load(tmp_path, numbers).text
+    assert all(f"(report/{name})" in text for name in ("thresholds.png", "where.png", "curves.png", "report.md"))
+    assert "worst.png" not in text
+    assert "predictions.png" not in text
+
+
+def test_an_evaluated_model_without_a_record_still_has_a_card(tmp_path, numbers):
+    card = load(tmp_path, numbers, None)
+    assert card.data.model_name == tmp_path.name
+    assert "How it was trained" not in card.text
+    assert "at most 300 boxes" in card.text

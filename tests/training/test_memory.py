@@ -1,0 +1,58 @@
+"""The densest batch is tried first, and a smaller one keeps the effective batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from training.test_trainer import make_trainer
+
+from recipe.schema import UserError
+from recipe.training.memory import densest, fit
+
+
+def too_small_for(trainer, limit: int):
+    """A GPU that holds batches of `limit` images."""
+    forward = trainer.model.forward
+
+    def limited(pixel_values, **inputs):
+        if len(pixel_values) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(pixel_values=pixel_values, **inputs)
+
+    trainer.model.forward = limited
+    return trainer
+
+
+def test_the_trial_batch_holds_the_fullest_images_of_one_orientation(tiny_flags, tmp_path):
+    trainer = make_trainer(tiny_flags, tmp_path)
+    counts = trainer.train_dataset.annotations.counts
+    batch = densest(trainer, 2)
+    assert max(len(label["boxes"]) for label in batch["labels"]) == counts.max()
+    assert batch["pixel_values"].shape[0] == 2
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"]
+    trainer = too_small_for(make_trainer(flags, tmp_path), 1)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert fit(trainer) == 1
+    assert trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps == 8
+    assert len(next(iter(trainer.get_train_dataloader()))["labels"]) == 1
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(("batch", "smaller"), [(5, 1), (6, 3), (9, 3)])
+def test_a_batch_that_has_no_half_goes_to_its_next_divisor(batch, smaller, tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", "4"]
+    trainer = too_small_for(make_trainer(flags, tmp_path), batch - 1)
+    assert fit(trainer) == smaller
+    assert smaller * trainer.args.gradient_accumulation_steps == batch * 4
+
+
+def test_when_not_one_image_fits_the_error_names_the_smaller_canvas(tiny_flags, tmp_path):
+    trainer = too_small_for(make_trainer(tiny_flags, tmp_path), 0)
+    with pytest.raises(UserError, match="--shortest_edge 800 --longest_edge 1333"):
+        fit(trainer)

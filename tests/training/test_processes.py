@@ -1,0 +1,110 @@
+"""Two processes are one training: every sample once, one checkpoint, one log, one report, the same metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TINY
+
+from recipe.cli import main
+from recipe.train import DEADLINE_EXIT
+from recipe.training.logs import read_log
+from recipe.training.processes import run_on_all
+from recipe.training.run import checkpoints, is_whole
+
+# Writes down which images each process trains on; torchrun starts it in place of `recipe`.
+WITNESS = """
+import os, sys
+import recipe.training.trainer
+from recipe.cli import main
+out = os.environ["WITNESS"] + os.environ["RANK"]
+def training_step(self, model, inputs, *rest, original=recipe.training.trainer.CrowdTrainer.training_step):
+    with open(out, "a") as file:
+        print(int(self.state.epoch or 0), *(int(label["image_id"]) for label in inputs["labels"]), file=file)
+    return original(self, model, inputs, *rest)
+recipe.training.trainer.CrowdTrainer.training_step = training_step
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def two(packed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "witness.py").write_text(WITNESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    flags = ["train", "--data", str(packed), *TINY, "--use_cpu", "true", "--ddp_backend", "gloo"]
+    done = subprocess.run(
+        [*command, str(folder / "witness.py"), *flags, "--output_dir", str(folder / "run")],
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "WITNESS": str(folder / "seen-"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+def test_two_processes_see_every_sample_exactly_once_an_epoch(two):
+    folder, _ = two
+    seen: dict[int, list[int]] = {}
+    for rank in range(2):
+        lines = (folder / f"seen-{rank}").read_text().splitlines()
+        assert len(lines) == 4  # two batches in each of two epochs
+        for line in lines:
+            epoch, *images = map(int, line.split())
+            seen.setdefault(epoch, []).extend(images)
+    assert sorted(seen[0]) == sorted(seen[1]) == list(range(8))
+
+
+def test_they_write_one_checkpoint_an_epoch_one_log_and_one_report(two):
+    folder, done = two
+    found = checkpoints(folder / "run")
+    assert [path.name for path in found] == ["checkpoint-2", "checkpoint-4"]
+    assert all(is_whole(path) for path in found)
+    assert {path.name for path in found[-1].glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    rows = read_log(folder / "run")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert len([row for row in rows if "eval_map" in row]) == 2
+    assert (folder / "run" / "report" / "report.md").exists()
+    assert done.stdout.count("dashboard") == 1
+
+
+def test_they_report_the_metrics_that_one_process_computes_from_the_same_weights(two, packed, tmp_path):
+    """Fails if each process reports its own half, or if samples repeated to even out the halves count twice."""
+    folder, _ = two
+    found = checkpoints(folder / "run")[-1]
+    assert main(["evaluate", str(found), "--data", str(packed), "--out", str(tmp_path), "--workers", "0"]) == 0
+    one = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    logged = [row for row in read_log(folder / "run") if "eval_map" in row][-1]
+    for key in ("map", "map_50", "mar_100", "mar_300", "mr2_person", "ji_head"):
+        assert logged[f"eval_{key}"] == pytest.approx(one[key], abs=1e-6), key
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_exit_code_75(packed, tmp_path):
+    """Fails where torchrun takes the signal: it exits 1, and its workers have 30 s for checkpoint and push."""
+    start = "import sys; from recipe.training.processes import run_on_all; sys.exit(run_on_all(2, sys.argv[1:]))"
+    flags = ["--data", str(packed), *TINY, "--use_cpu", "true", "--ddp_backend", "gloo", "--num_train_epochs", "500"]
+    run = subprocess.Popen(
+        [sys.executable, "-c", start, "train", *flags, "--output_dir", str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    try:
+        while run.poll() is None and not read_log(tmp_path / "run"):
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == DEADLINE_EXIT
+    finally:
+        run.kill()
+    assert is_whole(checkpoints(tmp_path / "run")[-1])
+
+
+def test_the_exit_code_is_that_of_the_process_that_failed(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process stay as they are
+    assert run_on_all(1, ["predict", "nowhere", "nothing", "--out", os.devnull]) == 2
