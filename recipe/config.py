@@ -1,9 +1,9 @@
-"""Every default of the recipe, once, with its reason.
+"""Every default of the recipe, once, with its reason and what is allowed.
 
     recipe train --preset full --data DIR_OR_REPO --learning_rate 5e-5
 
 `Config` holds the recipe's own flags; `TRAINING` holds the values that replace a default of transformers'
-`TrainingArguments`. Any other `TrainingArguments` flag is passed through and checked by transformers itself.
+`TrainingArguments`, and `RANGES` what is allowed of those. `recipe.arguments` makes one object of both.
 Standard library only: `--help` and the launcher must answer at once.
 """
 
@@ -11,80 +11,109 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-DEADLINE_EXIT = 75  # EX_TEMPFAIL, of `recipe train`: not finished, the same command goes on
-PATCH = 16  # DINOv3's patch size: the canvas is a whole number of patches
-
-
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+DEADLINE_EXIT = 75  # EX_TEMPFAIL, of `recipe train`: not finished, the same command resumes
+DIVERGED_EXIT = 70  # EX_SOFTWARE: a loss, an evaluation or a weight is not finite
 
 
-@dataclass(frozen=True)
+class Range(NamedTuple):
+    """What is allowed of a number, in the words of an error."""
+
+    least: float
+    most: float
+    open: bool = False  # `least` itself is not allowed
+
+    def check(self, flag: str, value: float) -> None:
+        """Raises ValueError where the value is not allowed."""
+        above = self.least < value if self.open else self.least <= value
+        if not (above and value <= self.most):  # NaN compares false
+            raise ValueError(f"--{flag} {value}: must be {self}")
+
+    def __str__(self) -> str:
+        return (
+            f"{'above' if self.open else 'from'} {self.least:g} {'and at most' if self.open else 'to'} {self.most:g}"
+        )
+
+
+SHARE = Range(0, 1)
+COUNT = Range(1, 1e9)
+
+
+def _flag(default: Any, text: str, allowed: Range | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "range": allowed})
+
+
+@dataclass
 class Config:
-    """The recipe's own flags; type, default and help are written here and nowhere else."""
+    """The recipe's own flags; type, default, range and help are written here and nowhere else."""
 
     preset: Literal["full", "pilot"] = _flag("full", "Phase B on the whole data, or Phase A on 10 + 10 images")
     data: str | None = _flag(None, "packed folder or Hub dataset repo; the pilot makes its own sample without it")
     data_revision: str | None = _flag(None, "branch, tag or commit of a Hub dataset")
     output_dir: str = _flag("outputs/run", "folder of this run")
-    resume: Literal["auto", "never"] = _flag("auto", "go on from the last checkpoint of this run, or start anew")
-    max_hours: float | None = _flag(None, "stop with a full checkpoint after so many hours, exit code 75")
-    push_minutes: float = _flag(10.0, "time for one push to the Hub; then training goes on, and it is sent later")
-    max_train_images: int | None = _flag(None, "use only the first so many training images")
-    max_val_images: int | None = _flag(None, "use only the first so many validation images")
-    shown_images: int = _flag(4, "validation images drawn and logged at every evaluation; 0 for none")
+    resume: Literal["auto", "never"] = _flag("auto", "resume from the last checkpoint of this run, or start anew")
+    max_hours: float | None = _flag(
+        None, "stop with a full checkpoint after so many hours, exit code 75", Range(0, 1e4, open=True)
+    )
+    push_minutes: float = _flag(
+        10.0, "time for one push to the Hub; then training continues, and it is sent later", Range(0, 1e4, open=True)
+    )
+    max_train_images: int | None = _flag(None, "use only so many training images, drawn by --seed", COUNT)
+    max_val_images: int | None = _flag(None, "use only so many validation images, drawn by --seed", COUNT)
+    eval_images: int | None = _flag(
+        None,
+        "evaluate all epochs but the last on so many images, drawn by --seed; the last and the best on all",
+        COUNT,
+    )
+    early_stopping_patience: int | None = _flag(
+        None, "stop after so many evaluations without a better --metric_for_best_model", Range(1, 1000)
+    )
+    shown_images: int = _flag(4, "validation images drawn and logged at every evaluation; 0 for none", Range(0, 100))
 
     backbone: str = _flag("facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3 repo id or folder; `tiny` for random")
     backbone_revision: str | None = _flag(None, "branch, tag or commit of the backbone")
     # COCO's detector knows persons: from scratch DETR's mAP stays near 0 for tens of epochs on one's own data.
     detr_init: str = _flag("facebook/detr-resnet-50", "COCO DETR for encoder and decoder; `none` for scratch")
-    num_queries: int = _flag(300, "boxes that an image can have at most")
-    encoder_layers: int = _flag(6, "0 decodes straight from the frozen features (the ablation)")
-    decoder_layers: int = _flag(6, "each has its own loss: the auxiliary loss is always on")
-    d_model: int = _flag(256, "width of the detector")
-    dropout: float = _flag(0.1, "in the detector")
+    init_from: str | None = _flag(None, "start from a detector of this recipe: a run's folder, a checkpoint or a repo")
+    num_queries: int = _flag(300, "boxes that an image can have at most", Range(1, 3000))
+    encoder_layers: int = _flag(6, "0 decodes straight from the frozen features (the ablation)", Range(0, 24))
+    decoder_layers: int = _flag(6, "each has its own loss: deep supervision is always on", Range(1, 24))
+    d_model: int = _flag(256, "width of the detector, a multiple of its 8 attention heads", Range(8, 2048))
+    dropout: float = _flag(0.1, "in the detector", Range(0, 0.9))
 
-    shortest_edge: int = _flag(960, "images are resized so that the shortest side has so many pixels ...")
-    longest_edge: int = _flag(1536, "... unless the longest would pass this")
+    shortest_edge: int = _flag(
+        960, "images are resized so that the shortest side has so many pixels ...", Range(32, 4096)
+    )
+    longest_edge: int = _flag(1536, "... unless the longest would pass this", Range(32, 4096))
 
     augment: bool = _flag(True, "flip and affine; crops would cut crowds apart")
-    hflip: float = _flag(0.5, "probability of a horizontal flip")
-    affine: float = _flag(0.4, "probability of an affine transformation")
-    rotate: float = _flag(5.0, "degrees, to either side")
-    shear: float = _flag(3.0, "degrees, to either side")
-    translate: float = _flag(0.03, "share of the image, to either side")
-    scale_min: float = _flag(0.9, "smallest scale factor")
-    scale_max: float = _flag(1.1, "largest scale factor")
-    color: float = _flag(0.0, "probability of a light brightness and contrast change")
+    augmentation: str | None = _flag(None, "your own instead: a YAML or JSON file as albumentations writes it")
+    hflip: float = _flag(0.5, "probability of a horizontal flip", SHARE)
+    affine: float = _flag(0.4, "probability of an affine transformation", SHARE)
+    rotate: float = _flag(5.0, "degrees, to either side", Range(0, 180))
+    shear: float = _flag(3.0, "degrees, to either side", Range(0, 45))
+    translate: float = _flag(0.03, "share of the image, to either side", SHARE)
+    scale_min: float = _flag(0.9, "smallest scale factor", Range(0.1, 10))
+    scale_max: float = _flag(1.1, "largest scale factor", Range(0.1, 10))
+    color: float = _flag(0.0, "probability of a light brightness and contrast change", SHARE)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"--{name} {value}: must be a finite number")
-        for name in ("num_queries", "decoder_layers", "d_model", "shortest_edge", "longest_edge"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be 1 or more")
-        for name in ("hflip", "affine", "color", "dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: a probability, from 0 to 1")
-        for name in ("max_train_images", "max_val_images", "max_hours", "push_minutes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name} {value}: must be above 0, or left out for no limit")
-        if self.encoder_layers < 0 or self.shown_images < 0:
-            raise ValueError("--encoder_layers and --shown_images: must be 0 or more")
+        for flag in fields(Config):
+            value, allowed = getattr(self, flag.name), flag.metadata["range"]
+            if value == "":
+                raise ValueError(f"--{flag.name} '': must not be empty; leave the flag out for its default")
+            if allowed is not None and value is not None:
+                allowed.check(flag.name, value)
         if self.longest_edge < self.shortest_edge:
             raise ValueError(f"--longest_edge {self.longest_edge} is below --shortest_edge {self.shortest_edge}")
         if self.d_model % 8:
             raise ValueError(f"--d_model {self.d_model}: must be a multiple of the 8 attention heads")
-        if not 0 < self.scale_min <= self.scale_max:
-            raise ValueError(f"--scale_min {self.scale_min} --scale_max {self.scale_max}: need 0 < min <= max")
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"--scale_min {self.scale_min} is above --scale_max {self.scale_max}")
         if self.preset == "full" and self.data is None:
             raise ValueError(
                 "--data is missing: a packed folder (`python -m data_prep pack YOLO_DIR --out DIR`) or a Hub repo"
@@ -99,11 +128,12 @@ PILOT: dict[str, Any] = {
     "max_train_images": 10,
     "max_val_images": 10,
 }
+PILOT_CPU: dict[str, Any] = {"shortest_edge": 256, "longest_edge": 416}  # full size takes minutes without a GPU
 
 # Values that replace a default of TrainingArguments, each with its reason.
 TRAINING: dict[str, Any] = {
     "num_train_epochs": 10,
-    "per_device_train_batch_size": 2,  # 960x1536 in 20 GB with room to spare
+    "per_device_train_batch_size": 2,  # 960x1536 in 20 GB with room to spare; a GPU with more room takes more
     "per_device_eval_batch_size": 4,  # no gradients: twice the training batch fits
     "gradient_accumulation_steps": 4,  # effective batch 8
     "learning_rate": 1e-4,  # DETR's own
@@ -119,6 +149,7 @@ TRAINING: dict[str, Any] = {
     "logging_steps": 50,
     "logging_first_step": True,
     "logging_nan_inf_filter": False,  # the default hides a non-finite loss; here it stops the run
+    "accelerator_config": {"non_blocking": True},  # copies from pinned memory wait for nothing
     "dataloader_num_workers": 8,
     "dataloader_persistent_workers": True,  # two forks of the parent instead of two per epoch
     "remove_unused_columns": False,  # the collator needs every column
@@ -129,7 +160,6 @@ TRAINING: dict[str, Any] = {
     "trackio_static_space_id": False,  # with a private repo the default tries a static Space and kills the run
     "push_to_hub": None,  # wherever --hub_model_id is given, unless refused
     "hub_private_repo": True,  # photographs of people: private unless asked otherwise
-    "hub_strategy": "checkpoint",  # adds last-checkpoint/, from which a lost machine resumes
     "seed": 42,
 }
 
@@ -141,53 +171,38 @@ PILOT_TRAINING: dict[str, Any] = {
     "dataloader_num_workers": 2,
 }
 
-# Flags of TrainingArguments that would do nothing here, or harm: refused, with what holds instead.
-REFUSED: dict[str, str] = {
-    "resume_from_checkpoint": "the same command goes on from the last checkpoint in --output_dir or on the Hub",
-    "save_only_model": "no run goes on from a checkpoint without its optimizer",
-    "enable_jit_checkpoint": "SIGTERM leaves a whole checkpoint already",
-    "hub_revision": "a run goes to main, with a tag per epoch; give another repo by --hub_model_id",
-    "hub_strategy": "every checkpoint is pushed, with all that a lost machine needs",
-    "data_seed": "--seed is also that of the data",
-    "dataloader_drop_last": "every image is seen once an epoch",
-    "train_sampling_strategy": "batches are drawn at random within an orientation",
-    "auto_find_batch_size": "the batch is halved before the first step if the densest does not fit",
-    "bf16_full_eval": "evaluation has the precision of the training",
-    "fp16_full_eval": "evaluation has the precision of the training",
-    "torch_compile_backend": "--torch_compile true compiles the frozen backbone, with inductor",
-    "torch_compile_mode": "--torch_compile true compiles the frozen backbone, with inductor",
-    "label_smoothing_factor": "DETR's loss of boxes has no smoothed labels",
-    "fsdp": "every GPU holds the whole model",
-    "deepspeed": "every GPU holds the whole model",
-}
-
-# What other trainers call a flag of ours.
-ELSEWHERE: dict[str, str] = {
-    "--lr": "--learning_rate",
-    "--batch": "--per_device_train_batch_size",
-    "--batch_size": "--per_device_train_batch_size",
-    "--epochs": "--num_train_epochs",
-    "--workers": "--dataloader_num_workers",
-    "--imgsz": "--shortest_edge and --longest_edge",
-    "--device": "CUDA_VISIBLE_DEVICES in the environment, or --use_cpu true",
+# What is allowed of TrainingArguments' flags: they themselves take any number.
+RANGES: dict[str, Range] = {
+    "num_train_epochs": Range(0, 10_000, open=True),
+    "max_steps": Range(-1, 1e9),
+    "per_device_train_batch_size": Range(1, 1024),
+    "per_device_eval_batch_size": Range(1, 1024),
+    "gradient_accumulation_steps": Range(1, 4096),
+    "learning_rate": SHARE,
+    "weight_decay": SHARE,
+    "warmup_steps": Range(0, 1e9),
+    "max_grad_norm": Range(0, 1e6),
+    "adam_beta1": Range(0, 0.99999),
+    "adam_beta2": Range(0, 0.9999999),
+    "adam_epsilon": Range(0, 1, open=True),
+    "logging_steps": Range(0, 1e9, open=True),
+    "save_steps": Range(0, 1e9, open=True),
+    "save_total_limit": Range(2, 1e6),  # with 1 a power cut within a save would leave no complete checkpoint
+    "dataloader_num_workers": Range(0, 256),
+    "dataloader_prefetch_factor": Range(1, 64),
+    "seed": Range(0, 2**32 - 1),
 }
 
 # What an evaluation logs as eval_*, and --metric_for_best_model may be.
-METRICS = """map map_50 map_75 map_small map_medium map_large map_max300 map_person map_head mar_1 mar_10 mar_100
-    mar_small mar_medium mar_large mar_300 mar_100_person mar_100_head mr2_person mr2_head ji_person ji_head"""
-
-PILOT_CPU: dict[str, Any] = {"shortest_edge": 256, "longest_edge": 416}  # a full canvas takes minutes without a GPU
-
-
-def training_defaults(config: Config) -> dict[str, Any]:
-    """The values of TrainingArguments that this preset starts from."""
-    return TRAINING | (PILOT_TRAINING if config.preset == "pilot" else {}) | {"output_dir": config.output_dir}
+METRICS = """map map_50 map_75 map_small map_medium map_large map_max300 map_person map_head map_50_person map_50_head
+    mar_1 mar_10 mar_100 mar_small mar_medium mar_large mar_300 mar_100_person mar_100_head mr2_person mr2_head
+    ji_person ji_head"""
 
 
-def parse_train(argv: Sequence[str]) -> tuple[Config, list[str]]:
-    """Split the flags of `recipe train` into the recipe's own and those left for TrainingArguments.
+def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The recipe's own flags, by name, and those left for TrainingArguments.
 
-    Exits with code 2 and one line when a flag of the recipe is wrong.
+    Exits with code 2 and one line when a flag of the recipe cannot be read or is out of its range.
     """
     # As transformers' own flags, each may be written with dashes too.
     argv = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
@@ -198,12 +213,17 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, list[str]]:
         parser.set_defaults(**PILOT)
     values, rest = parser.parse_known_args(argv)
     try:
-        return Config(**vars(values)), rest
+        Config(**vars(values))
     except ValueError as error:
-        known = [f"--{name}" for name in vars(values)]
-        close = {word: difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.8) for word in rest}
-        typos = [f". Did you mean {hint[0]} by {word}?" for word, hint in close.items() if hint]
-        parser.error("".join([str(error), *typos]))
+        parser.error(f"{error}{did_you_mean(rest)}")
+    return vars(values), rest
+
+
+def did_you_mean(words: Sequence[str]) -> str:
+    """A hint for each of the words that is nearly a flag of the recipe."""
+    known = [f"--{flag.name}" for flag in fields(Config)]
+    close = {word: difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.8) for word in words}
+    return "".join(f". Did you mean {hint[0]} by {word}?" for word, hint in close.items() if hint)
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -219,9 +239,8 @@ def train_parser() -> argparse.ArgumentParser:
     )
     hints = get_type_hints(Config)
     for flag in fields(Config):
-        parser.add_argument(
-            f"--{flag.name}", default=flag.default, help=flag.metadata["help"], **_argument(hints[flag.name])
-        )
+        text = flag.metadata["help"]
+        parser.add_argument(f"--{flag.name}", default=flag.default, help=text, **_argument(hints[flag.name]))
     return parser
 
 

@@ -59,7 +59,9 @@ class RunRecord:
                 found["fixed_settings"] = found.pop("identity")
             return cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: cannot be read as the record of a run ({error}); restore or delete it") from error
+            raise UserError(
+                f"{path}: cannot be read as the record of a run ({error}); restore or delete it"
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Write FOLDER/run.json, all of it or nothing."""

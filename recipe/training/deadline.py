@@ -1,4 +1,4 @@
-"""The end of a machine's time: stop with a full checkpoint, so that the same command goes on elsewhere.
+"""The end of a machine's time: stop with a full checkpoint, so that the same command resumes elsewhere.
 
 recipe train --max_hours 11.5 ...
 """
@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class Deadline(TrainerCallback):
@@ -20,8 +21,7 @@ class Deadline(TrainerCallback):
     the resumed run, which starts with the next epoch, would never have it.
     """
 
-    def __init__(self, trainer: Trainer, max_hours: float | None) -> None:
-        self.trainer = trainer
+    def __init__(self, max_hours: float | None) -> None:
         self.end = None if max_hours is None else time.monotonic() + max_hours * 3600
         self.reason: str | None = None
         self._sigterm = False
@@ -31,20 +31,19 @@ class Deadline(TrainerCallback):
     def _on_sigterm(self, *_: Any) -> None:
         self._sigterm = True
 
-    def _over(self) -> bool:
+    def _over(self, args: TrainingArguments) -> bool:
         """Whether any process is over its time: all must stop at the same step, or the others wait for ever."""
         over = self._sigterm or (self.end is not None and time.monotonic() > self.end)
-        if self.trainer.args.world_size > 1:
-            flag = torch.tensor(float(over), device=self.trainer.args.device)
-            over = bool(self.trainer.accelerator.reduce(flag, reduction="sum") > 0)
+        if args.world_size > 1:
+            over = bool(reduce(torch.tensor(float(over), device=args.device), reduction="sum") > 0)
         return over
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if self._over() and state.global_step < state.max_steps:
+        if self._over(args) and state.global_step < state.max_steps:
             self.reason = "SIGTERM" if self._sigterm else "the time given by --max_hours is up"
-            self._within_epoch = not float(state.epoch).is_integer()
+            self._within_epoch = not float(state.epoch or 0).is_integer()
             control.should_training_stop = True
             control.should_save = self._within_epoch  # else `on_epoch_end` saves, after the evaluation
         return control

@@ -1,6 +1,6 @@
-"""Does it fit? The densest batch of the data is tried before the first step, not met after hours.
+"""Which batch size fits? The densest batch of the data is tried before the first step, not met after hours.
 
-fit(trainer)      ->  the batch size that fits; the effective batch stays the same
+find_batch_size(args, model, processor, dataset)      # changes batch size and accumulation, never their product
 """
 
 from __future__ import annotations
@@ -10,64 +10,89 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import reduce, send_to_device
+from torch import nn
 
-from recipe.data.batches import collate
+from recipe.arguments import Arguments
+from recipe.data.batches import collate, normalise
+from recipe.data.dataset import CrowdDataset
 from recipe.schema import UserError
-from recipe.training.trainer import CrowdTrainer
 
 logger = logging.getLogger(__name__)
 
+ROOM_TO_SPARE = 0.9  # of the GPU's memory: what a batch larger than the one asked for may take
 
-def fit(trainer: CrowdTrainer) -> int:
-    """Divide the batch and multiply the accumulation until a forward and backward of the fullest images fits.
 
+def find_batch_size(
+    args: Arguments, model: nn.Module, processor: Any, dataset: CrowdDataset, *, grow: bool = True
+) -> int:
+    """Try the fullest and largest images: the whole effective batch at once, or what is asked for, or less.
+
+    The loss is normalised over the whole optimizer step, so that only memory and speed depend on the division.
     Matching and loss grow with the boxes of an image, so a random batch proves nothing.
 
+    Args:
+        grow: also try more than `--per_device_train_batch_size`; not for a resumed run: its batches stay.
+
     Raises:
-        UserError: not even one image fits; it names the smaller canvas that needs about 0.73 of the memory.
+        UserError: not even one image fits; it names the smaller size that needs about 0.73 of the memory.
     """
-    args = trainer.args
-    while not all_fit(trainer, args.per_device_train_batch_size):
-        if args.per_device_train_batch_size == 1:
-            raise UserError(
-                f"not even one image of {trainer.recipe.shortest_edge} to {trainer.recipe.longest_edge} pixels fits "
-                "into the GPU's memory; try `--shortest_edge 800 --longest_edge 1333`"
-            )
-        batch = args.per_device_train_batch_size
-        smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
-        args.gradient_accumulation_steps *= batch // smaller
-        args.per_device_train_batch_size = trainer._train_batch_size = smaller
-        logger.warning("out of memory: batch %d x accumulation %d instead", smaller, args.gradient_accumulation_steps)
-    return args.per_device_train_batch_size
+    asked = args.per_device_train_batch_size
+    effective = asked * args.gradient_accumulation_steps
+    sizes = [size for size in range(effective, 0, -1) if effective % size == 0 and (grow or size <= asked)]
+    for size in sizes:
+        if all_fit(args, model, processor, dataset, size, ROOM_TO_SPARE if size > asked else 1.0):
+            break
+    else:
+        raise UserError(
+            f"not even one image of {args.shortest_edge} to {args.longest_edge} pixels fits into the GPU's memory; "
+            "try `--shortest_edge 800 --longest_edge 1333`"
+        )
+    if size != asked:
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = size, effective // size
+        why = "has room for" if size > asked else "holds no more than"
+        logger.warning("the GPU %s batch %d x accumulation %d", why, size, effective // size)
+    return size
 
 
-def all_fit(trainer: CrowdTrainer, size: int) -> bool:
-    """Whether the densest batch fits on every process: they must go on with the same size."""
-    fine = torch.tensor(float(fits(trainer, densest(trainer, size))), device=trainer.args.device)
-    return bool(trainer.accelerator.reduce(fine, reduction="mean") == 1)
+def all_fit(args: Arguments, model: nn.Module, processor: Any, dataset: CrowdDataset, size: int, share: float) -> bool:
+    """Whether the densest batch fits on every process: they must continue with the same size."""
+    fine = torch.tensor(
+        float(fits(args, model, processor, dataset, densest(dataset, size), share)), device=args.device
+    )
+    return bool(reduce(fine, reduction="mean") == 1) if args.world_size > 1 else bool(fine)
 
 
-def densest(trainer: CrowdTrainer, size: int) -> dict[str, Any]:
-    """The `size` images with most boxes, of the orientation that has the fullest image."""
-    annotations = trainer.train_dataset.annotations
-    order = np.argsort(-annotations.counts, kind="stable")
-    same = order[annotations.portrait[order] == annotations.portrait[order[0]]][:size]
-    return collate([trainer.train_dataset[int(index)] for index in np.resize(same, size)])
+def densest(dataset: CrowdDataset, size: int) -> list[int]:
+    """The `size` images with most boxes among those that are resized to the most pixels; too few are repeated."""
+    notes = dataset.annotations
+    sizes = zip(notes.height.tolist(), notes.width.tolist(), strict=True)
+    resized = np.array([dataset.geometry.resized(*each) for each in sizes])  # [n, 2]
+    largest = (resized == resized[resized.prod(axis=1).argmax()]).all(axis=1)  # [n] bool
+    order = np.argsort(-notes.counts, kind="stable")
+    return [int(index) for index in np.resize(order[largest[order]], size)]
 
 
-def fits(trainer: CrowdTrainer, batch: dict[str, Any]) -> bool:
-    """Run one forward and backward without changing a weight."""
-    device = trainer.args.device
-    model = trainer.model.to(device).train()
+def fits(
+    args: Arguments, model: nn.Module, processor: Any, dataset: CrowdDataset, indices: list[int], share: float
+) -> bool:
+    """Run one forward and backward without changing a weight, within a share of the GPU's memory."""
+    device = args.device
+    model.to(device).train()
+    cuda = device.type == "cuda"
     try:
-        inputs = trainer._prepare_inputs(batch)
+        if cuda:
+            torch.cuda.set_per_process_memory_fraction(share, device)
+        batch = send_to_device(collate([dataset[index] for index in indices]), device)
+        inputs = normalise(batch, processor.image_mean, processor.image_std)
         # The trial's dropout must not change the run.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), trainer.accelerator.autocast():
+        with torch.random.fork_rng([device] if cuda else []), torch.autocast(device.type, torch.bfloat16, args.bf16):
             model(**inputs).loss.backward()
         return True
     except torch.OutOfMemoryError:
         return False
     finally:
         model.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
+        if cuda:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
             torch.cuda.empty_cache()

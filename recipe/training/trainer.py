@@ -1,98 +1,98 @@
-"""The Hugging Face Trainer with the few overrides that this recipe exists for.
+"""The Hugging Face Trainer with the few overrides that this recipe exists for: data, loss, evaluation, strict restore.
 
-    trainer = CrowdTrainer(config, args, model, processor, train, validation)
+    trainer = CrowdTrainer(args, model, processor, train, validation, DetectionMetrics(), callbacks)
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
 
-Batches of one orientation, normalised on the device; streaming COCO metrics; strict restore of every tensor; two
-weight shards, the frozen one hard-linked; a stop on the first non-finite loss.
+It knows no Hub, no card and no plot: those are callbacks. Everything not overridden here is the library's.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DetrForObjectDetection, DetrImageProcessor, Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from recipe.config import Config
-from recipe.data.batches import OrientationBatchSampler, collate, fits_shared_memory, normalise, undisturbed
+from recipe.arguments import Arguments
+from recipe.data.batches import SizeBatchSampler, collate, normalise, worker_init
 from recipe.data.dataset import CrowdDataset
 from recipe.evaluation.metrics import DetectionMetrics
-from recipe.model.checkpoint import SHARDS, load_weights, save_detector
-from recipe.report.card import write_card
-from recipe.training.backlog import PUSHED
-from recipe.training.run import read_record
-
-if TYPE_CHECKING:
-    from recipe.training.push import RunRepo
+from recipe.model.checkpoint import BACKBONE_FILE, load_weights, save_detector
+from recipe.model.detector import Detector
+from recipe.model.loss import LOSSES, count_items
 
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss is nan or infinite; the message names the folder that replays the step."""
+class Diverged(RuntimeError):
+    """A loss, an evaluation or a weight is nan or infinite; the message says where, and what to do."""
 
 
 class CrowdTrainer(Trainer):
-    """`transformers.Trainer` for DETR on crowds. Everything not overridden here is the library's."""
+    """`transformers.Trainer` for detectors on crowds.
+
+    Args:
+        metrics: where the detections of each evaluation go; callbacks that draw or write read them there.
+        part: images of the validation split on which the epochs are compared; None for all.
+    """
+
+    # The loss is normalised by the boxes of the whole optimizer step: Trainer must not divide by the accumulation.
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
-        config: Config,
-        args: TrainingArguments,
-        model: DetrForObjectDetection,
-        processor: DetrImageProcessor,
+        args: Arguments,
+        model: Detector,
+        processor: Any,
         train: CrowdDataset | None,
         validation: CrowdDataset,
+        metrics: DetectionMetrics,
+        callbacks: Sequence[TrainerCallback] = (),
+        part: CrowdDataset | None = None,
     ) -> None:
-        self.recipe = config
-        self.evaluation: DetectionMetrics | None = None  # the last evaluation, for the report
-        self.values: dict[str, float] = {}  # and its numbers
-        self.evaluated_step = -1
-        self.shown: dict[int, dict[str, np.ndarray]] = {}  # image id -> its detections in the last evaluation
+        self.metrics, self._part = metrics, part
+        self.backbone_file = Path(args.output_dir) / BACKBONE_FILE  # written once, hard-linked into every checkpoint
+        self._losses: Any = 0.0  # [layers, 3] summed since the last log, at step ...
+        self._logged_step = 0
         self._loaders: dict[str, DataLoader] = {}
-        self._losses: Any = 0.0  # [layers, 3] summed over the batches since the last log, of which there are
-        self._losses_count = 0
-        self._rng: dict[str, Tensor] = {}
-        self.repo: RunRepo | None = None  # where every checkpoint is pushed
-        self.backbone_shard = Path(args.output_dir) / SHARDS[True]  # written once, hard-linked into every checkpoint
-        self._limit = args.save_total_limit
-        args._n_gpu = min(args.n_gpu, 1)  # else Trainer wraps the model in DataParallel, which scatters labels wrongly
-        # Image id -> its place in the validation dataset.
-        self.rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
-        self._shown_ids = set(list(self.rows)[: config.shown_images])
+        self._rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
         super().__init__(
-            model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=processor
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=processor,
+            callbacks=[*callbacks],
         )
-        self.model_accepts_loss_kwargs = False  # the loss is a mean per batch: Trainer divides by the accumulation
+        self.model_accepts_loss_kwargs = True  # `num_items_in_batch` goes to the model
 
-    # ---- data: whole batches of one orientation, uint8 until they are on the device ----
+    # ---- data: batches of images of one size, uint8 until they are on the device ----
 
     def get_train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.train_dataset, self._train_batch_size, shuffle=True)
+        return self._loader("train", self.train_dataset, self.args.train_batch_size, shuffle=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        return self._loader("validation", eval_dataset or self.eval_dataset, self.args.eval_batch_size, shuffle=False)
+        name = "part" if eval_dataset is self._part is not None else "validation"
+        return self._loader(name, eval_dataset or self.eval_dataset, self.args.eval_batch_size, shuffle=False)
 
     def _loader(self, name: str, dataset: CrowdDataset, batch_size: int, *, shuffle: bool) -> DataLoader:
         if name not in self._loaders:
             workers = self.args.dataloader_num_workers
-            size = batch_size * 3 * self.recipe.shortest_edge * self.recipe.longest_edge
-            if workers and not fits_shared_memory(size, workers):
-                logger.info("%s: /dev/shm is small, so batches come through pipes, with twice the copying", name)
+            sampler = SizeBatchSampler(
+                dataset, batch_size, shuffle=shuffle, seed=self.args.seed, processes=self.args.world_size
+            )
             loader = DataLoader(
                 dataset,
-                batch_sampler=OrientationBatchSampler(
-                    dataset, batch_size, shuffle=shuffle, seed=self.args.seed, processes=self.args.world_size
-                ),
+                batch_sampler=sampler,
                 collate_fn=collate,
-                worker_init_fn=undisturbed,
+                worker_init_fn=worker_init,
                 num_workers=workers,
                 pin_memory=self.args.dataloader_pin_memory,
                 persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
@@ -104,118 +104,120 @@ class CrowdTrainer(Trainer):
             self._loaders[name] = self.accelerator.prepare(loader)
         return self._loaders[name]
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return normalise(super()._prepare_inputs(inputs))
+    # ---- training: one normaliser for the whole step, and a stop where the loss is not finite ----
 
-    # ---- training: the loss per decoder layer, and a stop where it is not finite ----
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The batches of one optimizer step, and the boxes and images that all processes have in them, float [2]."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        items = count_items(batches, self.model.config.num_queries).to(device, non_blocking=True)
+        if self.args.world_size > 1:
+            items = self.accelerator.reduce(items, reduction="sum")
+        return batches, items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        self._rng = random_state()
+        random_state = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         try:
             return super().training_step(model, inputs, num_items_in_batch)
-        except NonFiniteLoss:
-            rank = f"-rank-{self.args.process_index}" if self.args.process_index else ""
-            folder = Path(self.args.output_dir) / "nonfinite" / f"step-{self.state.global_step}{rank}"
-            save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_shard)  # also beyond rank 0
-            torch.save({"inputs": inputs, "rng": self._rng}, folder / "batch.pt")
+        except Diverged:
+            folder = Path(self.args.output_dir) / "nonfinite" / f"step-{self.state.global_step}"
+            if self.args.process_index:
+                folder = folder.with_name(f"{folder.name}-rank-{self.args.process_index}")
+            save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_file)
+            saved = {"inputs": inputs, "items": num_items_in_batch, "random_state": random_state}
+            torch.save(saved, folder / "batch.pt")
             images = [int(label["image_id"]) for label in inputs["labels"]]
-            raise NonFiniteLoss(
+            raise Diverged(
                 f"the loss is not finite at step {self.state.global_step}, images {images}. The batch, the weights "
-                f"and the random state are in {folder}; replay the step with `recipe replay {folder}`"
+                f"and the random state are in {folder}; replay the step with `recipe replay {folder}`{self._way_on()}"
             ) from None
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        processor = self.processing_class
+        inputs = normalise(inputs, processor.image_mean, processor.image_std)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             if not torch.isfinite(loss):  # no extra wait for the GPU: the matcher has just had one
-                raise NonFiniteLoss
+                raise Diverged
             names = [*(f"_{layer}" for layer in range(self.model.config.decoder_layers - 1)), ""]
             parts = [torch.stack([outputs.loss_dict[kind + name] for kind in LOSSES]) for name in names]
             self._losses = self._losses + torch.stack(parts).detach()
-            self._losses_count += 1
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._losses_count:
-            means = self.accelerator.reduce(self._losses / self._losses_count, reduction="mean")
+        """Beside the loss: that of each decoder layer, and the parts of the last one, per optimizer step."""
+        if "loss" in logs and self.state.global_step > self._logged_step:
+            means = self._losses / (self.state.global_step - self._logged_step)
+            if self.args.world_size > 1:
+                means = self.accelerator.reduce(means, reduction="sum")
             config = self.model.config
             weights = means.new_tensor([1, config.bbox_loss_coefficient, config.giou_loss_coefficient])
             logs |= {f"loss_layer_{layer}": value for layer, value in enumerate((means @ weights).tolist(), 1)}
             logs |= dict(zip(LOSSES, means[-1].tolist(), strict=True))
-            self._losses, self._losses_count = 0.0, 0
+        if "loss" in logs:
+            self._losses, self._logged_step = 0.0, self.state.global_step
         super().log(logs, start_time)
 
     # ---- evaluation: nothing is kept but the detections ----
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """With a part of the split: the epochs are compared on it, and the last one is also evaluated on all."""
+        if not (self.is_in_train and eval_dataset is None and self._part):
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        compared = super().evaluate(self._part, *args, **kwargs)
+        if self.state.global_step >= self.state.max_steps:
+            super().evaluate(self.eval_dataset, metric_key_prefix="eval_all")
+        return compared
+
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        self.evaluation = DetectionMetrics(num_queries=self.model.config.num_queries)
-        self.shown = {}
+        self.metrics.reset()
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         if self.args.world_size > 1:
             states: list[Any] = [None] * self.args.world_size
-            torch.distributed.all_gather_object(states, (self.evaluation.state(), self.shown))
-            self.evaluation = DetectionMetrics(num_queries=self.model.config.num_queries)
-            self.evaluation.merge([state for state, _ in states])
-            self.shown = {key: value for _, shown in states for key, value in shown.items()}
+            torch.distributed.all_gather_object(states, self.metrics.state())
+            self.metrics.merge(states)
+        self.metrics.step = self.state.global_step
         prefix = kwargs.get("metric_key_prefix", "eval")
-        self.values, self.evaluated_step = self.evaluation.compute(), self.state.global_step
-        output.metrics.update({f"{prefix}_{key}": value for key, value in self.values.items()})
+        output.metrics.update({f"{prefix}_{key}": value for key, value in self.metrics.compute().items()})
+        if self.is_in_train and not np.isfinite(output.metrics[f"{prefix}_loss"]):
+            raise Diverged(f"the evaluation at step {self.state.global_step} is not finite{self._way_on()}")
         return output
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """Feed the batch's detections to the metrics; hand only the loss back, so that memory does not grow."""
-        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         sizes = torch.stack([label["orig_size"] for label in inputs["labels"]])  # [batch, 2] height, width
+        ids = torch.cat([label["image_id"] for label in inputs["labels"]]).tolist()
         # A threshold below 0 keeps all queries: the metrics look at every score.
         found = self.processing_class.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
         boxes, scores, labels = (
             torch.stack([image[key] for image in found]).cpu().numpy() for key in ("boxes", "scores", "labels")
         )
-        assert self.evaluation is not None
-        for row, label in enumerate(inputs["labels"]):
-            image_id = int(label["image_id"])
-            targets = self.eval_dataset.truth.targets(self.rows[image_id])
-            detections = {"pred_xyxy": boxes[row], "scores": scores[row], "labels": labels[row]}
-            self.evaluation.update(image_id, **detections, **targets)
-            if image_id in self._shown_ids:
-                self.shown[image_id] = detections
+        for place, image_id in enumerate(ids):
+            targets = self.eval_dataset.annotations_with_crowds.targets(self._rows[image_id])
+            self.metrics.update(
+                image_id, pred_xyxy=boxes[place], scores=scores[place], labels=labels[place], **targets
+            )
         return loss.detach().mean(), None, None
 
     # ---- checkpoints: plain files, restored whole or not at all ----
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        (folder / PUSHED).unlink(missing_ok=True)  # what is on the Hub is no longer what lies here
-        save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_shard)
-        self.processing_class.save_pretrained(folder)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Nothing to do: `recipe.training.push` opens the repo before anything is loaded."""
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do when a model is saved: the finished run is pushed with its report."""
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # The stock push runs in the background and nobody asks for its error: two 500s lost an epoch in silence.
-        if self.repo is not None:
-            if self.evaluation is not None:
-                weights = f"epoch {self.state.epoch:.2f}, step {self.state.global_step}"
-                if self.evaluated_step != self.state.global_step:
-                    weights += f"; all numbers are those of step {self.evaluated_step}"
-                record = read_record(Path(self.args.output_dir)) | {"weights": weights}
-                write_card(Path(checkpoint_folder), self.values, self.evaluation.details(), record)
-            left = self.repo.push(Path(self.args.output_dir))
-            if self._limit:  # rotation comes next: it may take neither the best nor what the Hub has missed
-                self.args.save_total_limit = max(self._limit, len(left) + 1)
-        self.accelerator.wait_for_everyone()
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Two safetensors shards under plain names: the stock writer's are restored in part, with a warning."""
+        model = self.accelerator.unwrap_model(self.model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not torch.stack([parameter.isfinite().all() for parameter in trained]).all():
+            raise Diverged(f"a weight is not finite at step {self.state.global_step}{self._way_on()}")
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            save_detector(model, folder, self.backbone_file)
+            self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The stock loader reads raw keys with strict=False and only warns about what stayed at its initial value.
@@ -225,11 +227,9 @@ class CrowdTrainer(Trainer):
         logger.info("best model: %s (%.4f)", self.state.best_model_checkpoint, self.state.best_metric)
         load_weights(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
 
-
-LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
-
-
-def random_state() -> dict[str, Tensor]:
-    """Of PyTorch's generators: a training step draws from no other."""
-    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    return {"cpu": torch.get_rng_state(), **cuda}
+    def _way_on(self) -> str:
+        good = self.state.best_model_checkpoint or "none yet"
+        return (
+            f". Nothing of it was saved; the best checkpoint is {good}. Start a new --output_dir with a lower "
+            f"--learning_rate{f' from it: --init_from {good}' if good != 'none yet' else ''}"
+        )

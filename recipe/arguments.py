@@ -1,0 +1,145 @@
+"""ONE settings object: transformers' TrainingArguments extended by the recipe's Config.
+
+    args = parse(["--preset", "pilot", "--learning_rate", "5e-5"])
+    args.num_queries, args.learning_rate, args.output_dir
+
+What transformers allows and this recipe does not honour is refused here, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from recipe.config import METRICS, PILOT_CPU, PILOT_TRAINING, RANGES, TRAINING, Config, split_flags
+from recipe.schema import UserError
+
+# Flags of TrainingArguments that would do nothing here, or harm: refused, with what holds instead.
+REFUSED: dict[str, str] = {
+    "resume_from_checkpoint": "the same command resumes from the last checkpoint in --output_dir or on the Hub",
+    "save_only_model": "no run is resumed from a checkpoint without its optimizer",
+    "enable_jit_checkpoint": "SIGTERM leaves a complete checkpoint already",
+    "hub_revision": "a run goes to main, with a tag per epoch; give another repo by --hub_model_id",
+    "hub_strategy": "every checkpoint is pushed, with all that a lost machine needs",
+    "data_seed": "--seed is also that of the data",
+    "dataloader_drop_last": "every image is seen once an epoch",
+    "train_sampling_strategy": "batches are drawn at random among images of one size",
+    "auto_find_batch_size": "the densest batch is tried before the first step, and halved if it does not fit",
+    "average_tokens_across_devices": "the loss is normalised by the boxes of all processes",
+    "bf16_full_eval": "evaluation has the precision of the training",
+    "fp16_full_eval": "evaluation has the precision of the training",
+    "torch_compile_backend": "--torch_compile true compiles the frozen backbone, with inductor",
+    "torch_compile_mode": "--torch_compile true compiles the frozen backbone, with inductor",
+    "label_smoothing_factor": "DETR's loss of boxes has no smoothed labels",
+    "fsdp": "every GPU holds the whole model",
+    "deepspeed": "every GPU holds the whole model",
+}
+
+# What other trainers call a flag of ours.
+ELSEWHERE: dict[str, str] = {
+    "--lr": "--learning_rate",
+    "--batch": "--per_device_train_batch_size",
+    "--batch_size": "--per_device_train_batch_size",
+    "--epochs": "--num_train_epochs",
+    "--workers": "--dataloader_num_workers",
+    "--imgsz": "--shortest_edge and --longest_edge",
+    "--patience": "--early_stopping_patience",
+    "--device": "CUDA_VISIBLE_DEVICES in the environment, or --use_cpu true",
+}
+
+
+HELP = "`recipe train --help` lists the recipe's flags"
+
+
+@dataclass
+class Arguments(TrainingArguments, Config):
+    """Every setting of a run, as the command line and the defaults give it.
+
+    Raises:
+        ValueError: a value out of its range, or one that transformers refuses.
+    """
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        for name, allowed in RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                allowed.check(name, value)
+        compiled, self.torch_compile = self.torch_compile, False  # transformers would compile the loss too: minutes
+        TrainingArguments.__post_init__(self)
+        self.torch_compile = compiled
+
+    @property
+    def n_gpu(self) -> int:
+        """One GPU for each process, or Trainer wraps the model in DataParallel, which scatters labels wrongly."""
+        return min(super().n_gpu, 1)
+
+
+def parse(argv: Sequence[str], *, on_gpu: bool | None = None) -> Arguments:
+    """The flags of `recipe train` as one object: the recipe's defaults, then what the command line says.
+
+    Args:
+        on_gpu: whether the run will have a GPU; None asks this machine. With True nothing is asked of it.
+
+    Raises:
+        UserError: a flag that neither the recipe nor transformers knows, or one that either of them refuses.
+    """
+    own, rest = split_flags(argv)
+    parser = HfArgumentParser(TrainingArguments, allow_abbrev=False, add_help=False)
+
+    def refuse(message: str) -> Any:
+        raise UserError(f"{message}. {HELP}")
+
+    parser.error = refuse
+    gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
+    defaults = TRAINING | (PILOT_TRAINING if own["preset"] == "pilot" else {})
+    parser.set_defaults(**defaults, bf16=gpu, use_cpu=not gpu, disable_tqdm=not sys.stderr.isatty())
+    values, unknown = parser.parse_known_args(rest)
+    if unknown:
+        raise UserError(f"unknown flag {unknown[0]}.{closest(unknown[0], vars(values))} {HELP}")
+    check(values, parser)
+    if on_gpu is not None:  # what the device itself can do is asked where the run is
+        values.use_cpu, values.tf32 = True, None
+    untouched = (own["shortest_edge"], own["longest_edge"]) == (Config.shortest_edge, Config.longest_edge)
+    if own["preset"] == "pilot" and untouched and not gpu:
+        own |= PILOT_CPU
+    try:
+        return Arguments(**vars(values) | own)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"{str(error).splitlines()[0]}. {HELP}") from error
+
+
+def closest(flag: str, known: dict[str, Any]) -> str:
+    """A hint at the flags that may have been meant."""
+    flag = flag.split("=")[0]
+    names = [f"--{name}" for name in known] + [f"--{field.name}" for field in fields(Config)]
+    close = [ELSEWHERE[flag]] if flag in ELSEWHERE else difflib.get_close_matches(flag, names, n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def check(values: Namespace, parser: ArgumentParser) -> None:
+    """Refuse what transformers allows and this recipe does not honour; fill in what follows from other flags."""
+    for name, instead in REFUSED.items():
+        if (value := getattr(values, name)) != parser.get_default(name):
+            raise UserError(f"--{name} {value}: not in this recipe, leave it out; {instead}")
+    if values.save_strategy == "best":
+        raise UserError("--save_strategy best: a stopped run would fall back to its best epoch; give epoch or steps")
+    metric = values.metric_for_best_model.removeprefix("eval_")
+    if metric not in METRICS.split():
+        allowed = ", ".join(f"eval_{name}" for name in METRICS.split())
+        raise UserError(f"--metric_for_best_model {values.metric_for_best_model}: give one of {allowed}")
+    values.report_to = values.report_to.split(",")
+    missing = {*values.report_to} - {"none", "all", *get_available_reporting_integrations()}
+    if missing:
+        raise UserError(f"--report_to {' '.join(missing)}: not installed here; install it, or give trackio or none")
+    if values.greater_is_better is None:
+        values.greater_is_better = not metric.startswith("mr2")
+    if values.push_to_hub is None:
+        values.push_to_hub = values.hub_model_id is not None

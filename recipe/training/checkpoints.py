@@ -1,0 +1,135 @@
+"""The checkpoints of a run: sealed when they are complete, passed over when they are damaged.
+
+last_checkpoint(Path("outputs/run"))       # the newest complete one, to resume from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+SEAL = "seal.json"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint-N folders, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The N of checkpoint-N."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+class Seal(TrainerCallback):
+    """Writes seal.json, sizes and hashes of all files, last into every checkpoint: what has none is not complete."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def seal(checkpoint: Path) -> None:
+    """Note the size and the sha256 of every file, on the disk itself: a power cut may come at any time after."""
+    found = {}
+    for path in sorted(path for path in checkpoint.iterdir() if path.name != SEAL):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        found[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    partial = checkpoint / f"{SEAL}.partial"
+    with partial.open("w") as file:
+        file.write(json.dumps(found, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(checkpoint / SEAL)
+
+
+def sha256(path: Path) -> str:
+    """Of a file; the frozen backbone, one file under many names, is read once."""
+    status = path.stat()
+    return _sha256(str(path) if status.st_nlink == 1 else "", status.st_dev, status.st_ino, status.st_mtime_ns, path)
+
+
+@lru_cache(maxsize=64)
+def _sha256(name: str, device: int, inode: int, changed: int, path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every file is as it was sealed."""
+    try:
+        sealed = json.loads((checkpoint / SEAL).read_text())
+        for name, noted in sealed.items():
+            path = checkpoint / name
+            if path.stat().st_size != noted["size"] or sha256(path) != noted["sha256"]:
+                return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        return "its writing was interrupted" if missing == SEAL else f"{missing} is missing"
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{SEAL} cannot be read ({error})"
+    return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint is there as it was written."""
+    return damage(checkpoint) is None
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; damaged ones are passed over, each in one line, and never deleted."""
+    for checkpoint in checkpoints(folder)[::-1]:
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return checkpoint
+        logger.warning("%s is passed over: %s", checkpoint, wrong)
+    return None
+
+
+def find_best(checkpoint: Path) -> None:
+    """Name the best checkpoint beside this one by where it lies now.
+
+    Trainer remembers the path that it was written to. In a folder that was moved, or is mounted elsewhere, it would
+    pass over the best model and keep the last.
+    """
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text())
+    best = checkpoint.parent / f"checkpoint-{state['best_global_step']}"
+    if best.is_dir() and state["best_model_checkpoint"] != str(best):
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}, indent=2, sort_keys=True) + "\n")
+        partial.replace(path)
+        seal(checkpoint)
+
+
+class ResumeCheck(TrainerCallback):
+    """Holds the library to its word: step, optimizer and scheduler of a resumed run are those of the checkpoint."""
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.step = step_of(checkpoint) if checkpoint else 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        if not self.step or args.fp16:  # whose scaler leaves out steps that overflow
+            return
+        found = state.global_step, lr_scheduler.last_epoch
+        if found != (self.step, self.step) or not optimizer.state_dict()["state"]:
+            raise RuntimeError(f"checkpoint-{self.step} was restored in part: step and scheduler are at {found}")
