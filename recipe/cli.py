@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from recipe.config import Config, parse_train, train_parser
+from recipe.config import split_flags, train_parser
 from recipe.schema import CLASS_NAMES, UserError
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["train"]:
         if {"-h", "--help"} & set(argv):
             train_parser().parse_args(["--help"])
-        config, rest = parse_train(argv[1:])
+        split_flags(argv[1:])  # a wrong flag of the recipe's own answers at once, without torch
     else:
         options = parser.parse_args(argv)
     # albumentations would ask the network for its newest version at import; tokenizers warn about forks.
@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("recipe").setLevel(logging.INFO)
     try:
         if argv[0] == "train":
-            return _train(config, rest, argv)
+            return _train(argv)
         return int(pkgutil.resolve_name(options.run)(options))
     except UserError as error:
         code, words = 2, f"error: {error}"
     except KeyboardInterrupt:
-        again = "; the same command goes on from the last checkpoint" if argv[0] == "train" else ""
+        again = "; the same command resumes from the last checkpoint" if argv[0] == "train" else ""
         code, words = 130, f"interrupted{again}"
     except Exception as error:
         if not (reason := out_of_room(error)):
@@ -139,7 +139,7 @@ def _score(text: str) -> float:
     return value
 
 
-def _train(config: Config, rest: Sequence[str], argv: Sequence[str]) -> int:
+def _train(argv: Sequence[str]) -> int:
     logging.getLogger("recipe").info("loading torch and transformers")  # seconds, half a minute on a cold disk
     import torch
 
@@ -148,9 +148,10 @@ def _train(config: Config, rest: Sequence[str], argv: Sequence[str]) -> int:
         from recipe.training.processes import run_on_all
 
         return run_on_all(gpus, argv)
+    from recipe.arguments import parse
     from recipe.train import train
 
-    return train(config, rest)
+    return train(parse(argv[1:]))
 
 
 if __name__ == "__main__":

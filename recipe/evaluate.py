@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import DetrImageProcessor, TrainingArguments
 
-from recipe.config import Config
+from recipe.arguments import Arguments
+from recipe.config import TRAINING
 from recipe.data.dataset import CrowdDataset, load_split
 from recipe.data.geometry import Geometry
-from recipe.model.checkpoint import load_model
-from recipe.report.report import print_summary, read_metrics, write_report
+from recipe.evaluation.metrics import DetectionMetrics
+from recipe.model.checkpoint import load_detector, load_processor
+from recipe.report.report import print_numbers, read_metrics, write_report
 from recipe.schema import UserError
 from recipe.training.run import writable
 from recipe.training.trainer import CrowdTrainer
@@ -29,15 +30,17 @@ def evaluate(options: argparse.Namespace) -> int:
         read_metrics(options.compare)  # a typo costs nothing yet
     folder = output_folder(options)
     gpu = torch.cuda.is_available()
-    model = load_model(options.checkpoint, options.revision, bf16=gpu)
+    model = load_detector(options.checkpoint, options.revision, bf16=gpu)
     processor = load_processor(options.checkpoint, options.revision)
     geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
     source, annotations, info = load_split(options.data, options.split, limit=options.limit)
     dataset = CrowdDataset(source, annotations, geometry)
-    args = TrainingArguments(
+    args = Arguments(
+        data=options.data,
         output_dir=str(folder),
         per_device_eval_batch_size=options.batch_size,
         dataloader_num_workers=options.workers,
+        accelerator_config=TRAINING["accelerator_config"],
         bf16=gpu,
         use_cpu=not gpu,
         report_to="none",
@@ -45,22 +48,12 @@ def evaluate(options: argparse.Namespace) -> int:
         label_names=["labels"],
         disable_tqdm=not sys.stderr.isatty(),
     )
-    config = Config(data=options.data, shown_images=0)
-    trainer = CrowdTrainer(config, args, model, processor, None, dataset)
-    trainer.evaluate()
-    assert trainer.evaluation is not None
+    metrics = DetectionMetrics(num_queries=model.config.num_queries)
+    CrowdTrainer(args, model, processor, None, dataset, metrics).evaluate()
     record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": info}
-    print_summary(write_report(folder, trainer.evaluation, dataset, record=record, compare=options.compare))
+    print_numbers(write_report(folder, metrics, dataset, record=record, compare=options.compare))
     print(f"report     {folder / 'report' / 'report.md'}")
     return 0
-
-
-def load_processor(checkpoint: str, revision: str | None = None) -> DetrImageProcessor:
-    """The image processor saved beside a model: it carries the training geometry."""
-    try:
-        return DetrImageProcessor.from_pretrained(checkpoint, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint}: has no preprocessor_config.json; train saves one beside the model") from error
 
 
 def output_folder(options: argparse.Namespace) -> Path:

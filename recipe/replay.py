@@ -15,9 +15,9 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from recipe.data.batches import normalise
-from recipe.model.checkpoint import load_model
+from recipe.model.checkpoint import load_detector, load_processor
+from recipe.record import RunRecord
 from recipe.schema import UserError
-from recipe.training.run import read_record
 
 
 def replay(options: argparse.Namespace) -> int:
@@ -31,16 +31,19 @@ def replay(options: argparse.Namespace) -> int:
         raise UserError(f"{folder}: has no batch.pt; give the folder that the stopped run named, nonfinite/step-N")
     saved = torch.load(folder / "batch.pt", map_location="cpu")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = read_record(folder / ".." / "..")
-    bf16 = run["training"]["bf16"] if run else device == "cuda"  # as the step was
-    model = load_model(folder, bf16=bf16).to(device).train()
-    broken = watch_modules(model)
-    torch.set_rng_state(saved["rng"]["cpu"])
-    if "cuda" in saved["rng"] and device == "cuda":
-        torch.cuda.set_rng_state(saved["rng"]["cuda"])
-    inputs = normalise(send_to_device(saved["inputs"], device))
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-        outputs = model(**inputs)
+    run = RunRecord.read(folder.resolve().parents[1])
+    bf16 = run.settings["bf16"] if run else device == "cuda"  # as the step was
+    model = load_detector(folder, bf16=bf16).to(device).train()
+    processor = load_processor(folder)
+    broken = collect_nonfinite(model)
+    on_cpu, on_cuda = saved["random_state"]
+    torch.set_rng_state(on_cpu)
+    if on_cuda is not None and device == "cuda":
+        torch.cuda.set_rng_state(on_cuda)
+    inputs, items = send_to_device((saved["inputs"], saved["items"]), device)
+    inputs = normalise(inputs, processor.image_mean, processor.image_std)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16), torch.no_grad():
+        outputs = model(**inputs, num_items_in_batch=items)
     for name, value in outputs.loss_dict.items():
         print(f"{name:14} {float(value):.4f}")
     images = [int(label["image_id"]) for label in inputs["labels"]]
@@ -50,7 +53,7 @@ def replay(options: argparse.Namespace) -> int:
     return 0 if torch.isfinite(outputs.loss) else 1
 
 
-def watch_modules(model: nn.Module) -> list[str]:
+def collect_nonfinite(model: nn.Module) -> list[str]:
     """Collect, in the order of the forward pass, the names of modules whose output is not finite."""
     broken: list[str] = []
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import evaluated
 import pytest
+from transformers import TrainingArguments
 
-from recipe.config import METRICS, PILOT, REFUSED, TRAINING, Config, parse_train, training_defaults
+from recipe.arguments import REFUSED, parse
+from recipe.config import METRICS, PILOT, PILOT_CPU, RANGES, TRAINING, Config, split_flags
 from recipe.schema import UserError
-from recipe.train import training_arguments
 
 
 def test_the_full_preset_is_the_contracts():
-    config, rest = parse_train(["--data", "here"])
-    assert (config.num_queries, config.encoder_layers, config.decoder_layers, config.d_model) == (300, 6, 6, 256)
-    assert (config.shortest_edge, config.longest_edge) == (960, 1536)
-    assert (config.hflip, config.affine, config.rotate, config.shear, config.translate) == (0.5, 0.4, 5, 3, 0.03)
-    args = training_arguments(config, rest)
+    args = parse(["--data", "here"])
+    assert (args.num_queries, args.encoder_layers, args.decoder_layers, args.d_model) == (300, 6, 6, 256)
+    assert (args.shortest_edge, args.longest_edge) == (960, 1536)
+    assert (args.hflip, args.affine, args.rotate, args.shear, args.translate) == (0.5, 0.4, 5, 3, 0.03)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
     assert (args.learning_rate, args.weight_decay, args.max_grad_norm, args.warmup_steps) == (1e-4, 1e-4, 0.1, 0.05)
     assert (args.num_train_epochs, args.save_total_limit, args.dataloader_num_workers) == (10, 8, 8)
@@ -31,31 +32,27 @@ def test_the_full_preset_is_the_contracts():
 
 
 def test_the_pilot_changes_only_what_it_says():
-    config, _ = parse_train(["--preset", "pilot"])
-    differing = {name for name, value in vars(config).items() if value != getattr(Config, name)}
-    assert differing == {"preset", *PILOT}
-    assert training_defaults(config)["logging_steps"] == 1
-    assert training_defaults(config)["warmup_steps"] == 0
+    args = parse(["--preset", "pilot"])
+    differing = {flag.name for flag in fields(Config) if getattr(args, flag.name) != flag.default}
+    assert differing == {"preset", *PILOT, *PILOT_CPU}
+    assert (args.logging_steps, args.warmup_steps) == (1, 0)
 
 
 def test_a_flag_beats_the_preset_and_the_default():
-    config, rest = parse_train(["--preset", "pilot", "--backbone", "here", "--learning_rate", "3e-4"])
-    assert config.backbone == "here"
-    assert training_arguments(config, rest).learning_rate == 3e-4
+    args = parse(["--preset", "pilot", "--backbone", "here", "--learning_rate", "3e-4"])
+    assert (args.backbone, args.learning_rate) == ("here", 3e-4)
 
 
 def test_every_flag_may_be_written_with_dashes():
     """Fails where only transformers takes them: --output-dir went to its arguments and the run lay in two folders."""
     flags = ["--preset", "pilot", "--output-dir", "a-folder", "--max-hours=2", "--learning-rate", "3e-4"]
-    config, rest = parse_train(flags)
-    assert (config.output_dir, config.max_hours) == ("a-folder", 2)
-    args = training_arguments(config, rest)
-    assert (args.output_dir, args.learning_rate) == ("a-folder", 3e-4)
+    args = parse(flags)
+    assert (args.output_dir, args.max_hours, args.learning_rate) == ("a-folder", 2, 3e-4)
 
 
 def test_a_run_is_pushed_where_a_repo_is_named_unless_that_is_refused():
     def pushes(*flags):
-        return training_arguments(*parse_train(["--preset", "pilot", *flags])).push_to_hub
+        return parse(["--preset", "pilot", *flags]).push_to_hub
 
     assert not pushes()
     assert pushes("--hub_model_id", "me/crowd")
@@ -65,7 +62,7 @@ def test_a_run_is_pushed_where_a_repo_is_named_unless_that_is_refused():
 
 def test_the_best_is_the_lowest_miss_rate_and_the_highest_of_all_else(tmp_path):
     for metric in ("eval_mr2_head", "eval_map_50"):
-        args = training_arguments(*parse_train(["--preset", "pilot", "--metric_for_best_model", metric]))
+        args = parse(["--preset", "pilot", "--metric_for_best_model", metric])
         assert args.greater_is_better == (metric == "eval_map_50")
     assert set(METRICS.split()) == set(evaluated.evaluate(evaluated.crowd(tmp_path)).compute())
 
@@ -73,22 +70,24 @@ def test_the_best_is_the_lowest_miss_rate_and_the_highest_of_all_else(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--data", "x", "--num_queries", "0"], ["--num_queries 0", "1 or more"]),
+        (["--data", "x", "--num_queries", "0"], ["--num_queries 0", "from 1 to 3000"]),
         (["--data", "x", "--hflip", "1.5"], ["--hflip 1.5", "from 0 to 1"]),
         (["--data", "x", "--longest_edge", "100"], ["--longest_edge 100", "--shortest_edge"]),
         (["--data", "x", "--d_model", "100"], ["--d_model 100", "multiple of the 8"]),
         (["--data", "x", "--max_hours", "0"], ["--max_hours", "above 0"]),
-        (["--data", "x", "--scale_min", "2"], ["--scale_min 2.0", "min <= max"]),
+        (["--data", "x", "--scale_min", "2"], ["--scale_min 2.0", "above --scale_max"]),
         (["--data", "x", "--augment", "maybe"], ["maybe", "neither true nor false"]),
         (["--preset", "huge"], ["huge", "full", "pilot"]),
         ([], ["--data is missing", "data_prep pack"]),
         (["--dta", "x"], ["--data is missing", "Did you mean --data by --dta?"]),
-        (["--data", "x", "--rotate", "nan"], ["--rotate nan", "finite"]),
+        (["--data", ""], ["--data ''", "must not be empty"]),
+        (["--data", "x", "--shortest_edge", "1", "--longest_edge", "1"], ["--shortest_edge 1", "from 32"]),
+        (["--data", "x", "--rotate", "nan"], ["--rotate nan", "from 0 to 180"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_2(flags, words, capsys):
     with pytest.raises(SystemExit) as error:
-        parse_train(flags)
+        split_flags(flags)
     assert error.value.code == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(word in message for word in words), message
@@ -99,41 +98,43 @@ def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_2(flags, words,
     [
         (["--learning_rte", "1"], ["--learning_rte", "--learning_rate"]),
         (["--lr", "1"], ["unknown flag --lr. Did you mean --learning_rate?"]),
-        (["--dataloader_num_workers", "-1"], ["--dataloader_num_workers -1", "0 or more"]),
+        (["--dataloader_num_workers", "-1"], ["--dataloader_num_workers -1", "from 0 to 256"]),
         (["--eval_strategy", "sometimes"], ["sometimes"]),
         (["--save_strategy", "no"], ["load_best_model_at_end"]),
         (["--num_train_epochs", "many"], ["many"]),
         (["--metric_for_best_model", "eval_mAP"], ["--metric_for_best_model eval_mAP", "eval_map,", "eval_ji_head"]),
+        (["--num_train_epochs", "-3"], ["--num_train_epochs -3", "above 0"]),
+        (["--max_grad_norm", "nan"], ["--max_grad_norm nan"]),
+        (["--learning_rate", "inf"], ["--learning_rate inf", "from 0 to 1"]),
+        (["--save_total_limit", "1"], ["--save_total_limit 1", "from 2"]),
+        (["--dataloader_num_workers", "100000"], ["--dataloader_num_workers 100000"]),
+        (["--report_to", "wandb"], ["--report_to wandb", "not installed"]),
         (["--save_strategy", "best"], ["--save_strategy best", "epoch or steps"]),
     ],
 )
 def test_a_wrong_flag_of_transformers_is_refused_with_a_suggestion(flags, words):
-    config, rest = parse_train(["--preset", "pilot", *flags])
     with pytest.raises(UserError) as error:
-        training_arguments(config, rest)
+        parse(["--preset", "pilot", *flags])
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
 
 
 HARMFUL = {"resume_from_checkpoint": "checkpoint-8", "hub_revision": "draft", "hub_strategy": "end", "data_seed": "7"}
-HARMFUL |= {"label_smoothing_factor": "0.1"}
+HARMFUL |= {"label_smoothing_factor": "0.1", "average_tokens_across_devices": "false"}
 HARMFUL |= {"train_sampling_strategy": "sequential", "fsdp": "full_shard", "deepspeed": "zero.json"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_flag_that_would_be_ignored_is_refused_with_what_holds_instead(name):
-    config, rest = parse_train(["--preset", "pilot", f"--{name}", HARMFUL.get(name, "true")])
     with pytest.raises(UserError) as error:
-        training_arguments(config, rest)
+        parse(["--preset", "pilot", f"--{name}", HARMFUL.get(name, "true")])
     assert f"--{name} " in str(error.value)
     assert REFUSED[name] in str(error.value)
 
 
 def test_every_replaced_default_is_still_a_flag_of_transformers():
     """Fails when a release renames one: evaluation_strategy, warmup_ratio and logging_dir went that way."""
-    config, _ = parse_train(["--data", "x"])
-    known = vars(training_arguments(config, []))
-    assert set(TRAINING) <= set(known)
+    assert set(TRAINING) | set(RANGES) <= {flag.name for flag in fields(TrainingArguments)}
 
 
 @pytest.mark.parametrize("module", ["recipe.cli", "data_prep"])

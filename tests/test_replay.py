@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from training.test_trainer import make_trainer
 
 from recipe import replay as room
 from recipe.cli import main
-from recipe.model.detector import build_model, freeze
-from recipe.training.trainer import NonFiniteLoss, random_state
+from recipe.model.detector import build_detector, build_processor, freeze
+from recipe.record import RunRecord
+from recipe.training.trainer import Diverged
 
 
 def test_every_process_keeps_its_own_step(tiny_flags, tmp_path, monkeypatch):
@@ -21,7 +21,7 @@ def test_every_process_keeps_its_own_step(tiny_flags, tmp_path, monkeypatch):
     monkeypatch.setattr(type(trainer.args), "should_save", False)
     with torch.no_grad():
         trainer.model.bbox_predictor.layers[0].weight.fill_(float("nan"))
-    with pytest.raises(NonFiniteLoss, match="step-0-rank-1"):
+    with pytest.raises(Diverged, match="step-0-rank-1"):
         trainer.train()
     assert main(["replay", str(tmp_path / "run" / "nonfinite" / "step-0-rank-1")]) == 1
 
@@ -29,12 +29,12 @@ def test_every_process_keeps_its_own_step(tiny_flags, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_step_is_repeated_in_the_precision_of_its_run(bf16, dtype, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    folder = save(freeze(build_model(config())), tmp_path / "run" / "nonfinite" / "step-1")
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"training": {"bf16": bf16}}))
+    folder = save(freeze(build_detector(config())), tmp_path / "run" / "nonfinite" / "step-1")
+    RunRecord("run", "1", "today", {"bf16": bf16}, {}, {}).write(tmp_path / "run")
     inputs = batch() | {"pixel_values": torch.zeros(1, 3, 64, 96, dtype=torch.uint8)}
     inputs["labels"][0] |= {"size": torch.tensor([64, 96]), "image_id": torch.tensor([1])}
-    torch.save({"inputs": inputs, "rng": random_state()}, folder / "batch.pt")
+    torch.save({"inputs": inputs, "items": None, "random_state": (torch.get_rng_state(), None)}, folder / "batch.pt")
     models = []
-    monkeypatch.setattr(room, "watch_modules", lambda model: models.append(model) or [])
+    monkeypatch.setattr(room, "collect_nonfinite", lambda model: models.append(model) or [])
     assert main(["replay", str(folder)]) == 0
     assert models[0].model.backbone.model.dtype == dtype

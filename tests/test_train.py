@@ -7,13 +7,13 @@ import os
 import pytest
 from conftest import make_yolo
 
+from recipe.arguments import parse
 from recipe.cli import main
-from recipe.config import parse_train
 from recipe.evaluation.metrics import DetectionMetrics
-from recipe.model.checkpoint import SHARDS
-from recipe.model.detector import build_model
+from recipe.model.checkpoint import DETECTOR_FILE
+from recipe.model.detector import build_detector
 from recipe.schema import UserError
-from recipe.train import built_in_sample, settle, training_arguments
+from recipe.train import built_in_sample, freeze_and_save_backbone
 from recipe.training.trainer import CrowdTrainer
 
 
@@ -25,7 +25,7 @@ def killed(*_args):
     raise Killed
 
 
-def test_a_run_killed_before_its_first_step_is_gone_on_with(tiny_flags, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_first_step_is_resumed(tiny_flags, tmp_path, monkeypatch):
     """Fails if the backbone's file is written before run.json: the folder was then taken for somebody else's."""
     command = ["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]
     monkeypatch.setattr("recipe.train.freeze", killed)
@@ -35,10 +35,9 @@ def test_a_run_killed_before_its_first_step_is_gone_on_with(tiny_flags, tmp_path
 
 
 def test_a_sample_that_was_half_drawn_is_drawn_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.sample.make_sample", lambda folder, **_: make_yolo(folder))
+    monkeypatch.setattr("data_prep.sample.make_sample", lambda folder, *_: make_yolo(folder))
     (tmp_path / "run-data" / "yolo" / "train" / "images").mkdir(parents=True)  # and no data.yaml: that comes last
-    config, rest = parse_train(["--preset", "pilot", "--output_dir", str(tmp_path / "run")])
-    built_in_sample(config, training_arguments(config, rest))
+    built_in_sample(parse(["--preset", "pilot", "--output_dir", str(tmp_path / "run")]))
     assert (tmp_path / "run-data" / "packed" / "manifest.json").exists()
 
 
@@ -61,10 +60,10 @@ def test_a_run_in_a_folder_that_was_moved_still_ends_with_its_best_model(tiny_fl
     monkeypatch.setattr(DetectionMetrics, "compute", lambda self: compute(self) | {"map": next(scores, 0.2)})
     command = ["train", *tiny_flags, "--output_dir"]
     assert main([*command, str(tmp_path / "one")]) == 0
-    best = (tmp_path / "one" / SHARDS[False]).read_bytes()
+    best = (tmp_path / "one" / DETECTOR_FILE).read_bytes()
     (tmp_path / "one").rename(tmp_path / "two")
     assert main([*command, str(tmp_path / "two")]) == 0
-    assert (tmp_path / "two" / SHARDS[False]).read_bytes() == best
+    assert (tmp_path / "two" / DETECTOR_FILE).read_bytes() == best
     assert "Weights of the best evaluation, at step 4." in (tmp_path / "two" / "README.md").read_text()
 
 
@@ -75,7 +74,7 @@ def test_ctrl_c_is_one_line(tiny_flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(CrowdTrainer, "training_step", interrupted)
     assert main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "interrupted; the same command goes on from the last checkpoint"
+    assert last == "interrupted; the same command resumes from the last checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -96,12 +95,11 @@ def test_a_full_disk_is_one_line(error, tiny_flags, tmp_path, monkeypatch, capsy
 def test_torch_compile_compiles_the_frozen_layers_and_nothing_else(tmp_path, monkeypatch):
     """transformers would hand the whole model to accelerate: matcher and loss too, minutes for the first step."""
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
-    config, rest = parse_train(["--preset", "pilot", "--output_dir", str(tmp_path), "--torch_compile", "true"])
-    args = training_arguments(config, rest)
+    args = parse(["--preset", "pilot", "--output_dir", str(tmp_path), "--torch_compile", "true"])
     assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
-    model = settle(build_model(config), args, tmp_path)
+    model = freeze_and_save_backbone(build_detector(args), args, tmp_path)
     compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
     assert compiled == [f"model.backbone.model.model.layer.{layer}" for layer in range(3)]
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="C compiler"):
-        settle(model, args, tmp_path)
+        freeze_and_save_backbone(model, args, tmp_path)

@@ -125,6 +125,7 @@ class CrowdTrainer(Trainer):
             if self.args.process_index:
                 folder = folder.with_name(f"{folder.name}-rank-{self.args.process_index}")
             save_detector(self.accelerator.unwrap_model(self.model), folder, self.backbone_file)
+            self.processing_class.save_pretrained(folder)
             saved = {"inputs": inputs, "items": num_items_in_batch, "random_state": random_state}
             torch.save(saved, folder / "batch.pt")
             images = [int(label["image_id"]) for label in inputs["labels"]]

@@ -7,7 +7,7 @@ import torch
 from training.test_trainer import make_trainer
 
 from recipe.schema import UserError
-from recipe.training.memory import densest, fit
+from recipe.training.memory import densest, find_batch_size
 
 
 def too_small_for(trainer, limit: int):
@@ -23,12 +23,19 @@ def too_small_for(trainer, limit: int):
     return trainer
 
 
-def test_the_trial_batch_holds_the_fullest_images_of_one_orientation(tiny_flags, tmp_path):
+def fit(trainer) -> int:
+    """The trial as `recipe train` makes it on a GPU, without growing."""
+    return find_batch_size(trainer.args, trainer.model, trainer.processing_class, trainer.train_dataset, grow=False)
+
+
+def test_the_trial_batch_holds_the_fullest_images_of_the_largest_size(tiny_flags, tmp_path):
     trainer = make_trainer(tiny_flags, tmp_path)
-    counts = trainer.train_dataset.annotations.counts
-    batch = densest(trainer, 2)
-    assert max(len(label["boxes"]) for label in batch["labels"]) == counts.max()
-    assert batch["pixel_values"].shape[0] == 2
+    data = trainer.train_dataset
+    sizes = [data[index]["size"] for index in range(len(data))]
+    largest = max(sizes, key=lambda size: size[0] * size[1])
+    counts = [len(data[index]["boxes"]) for index in range(len(data)) if sizes[index] == largest]
+    assert [len(data[index]["boxes"]) for index in densest(data, 2)] == sorted(counts)[:-3:-1]
+    assert {sizes[index] for index in densest(data, 20)} == {largest}
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(tiny_flags, tmp_path):

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from conftest import TINY
 
+from recipe.arguments import parse
 from recipe.cli import main
-from recipe.config import parse_train
+from recipe.record import RunRecord, without_tokens
 from recipe.schema import UserError
-from recipe.train import training_arguments
-from recipe.training.run import claim, identity, without_tokens
+from recipe.training.run import check_run_folder, fixed_settings, lock_run_folder
 
 DATASET = {"manifest": "abc"}
 
 
-def wanted(*flags: str):
-    config, rest = parse_train(["--data", "x", *TINY, *flags])
-    return identity(config, training_arguments(config, rest), DATASET)
+def expected(*flags: str):
+    return fixed_settings(parse(["--data", "x", *TINY, *flags])) | {"dataset": DATASET}
 
 
 def record(folder, *flags: str):
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"identity": wanted(*flags)}))
+    RunRecord("run", "1", "today", {}, expected(*flags), {}).write(folder)
     return folder
 
 
 def test_an_empty_or_missing_folder_is_taken(tmp_path):
-    assert claim(tmp_path / "new" / "run", wanted(), "auto") is None
+    lock = lock_run_folder(tmp_path / "new" / "run")
+    check_run_folder(tmp_path / "new" / "run", expected(), "auto")
+    lock.close()
 
 
-def test_the_same_settings_go_on_and_others_are_named(tmp_path):
+def test_the_same_settings_resume_and_others_are_named(tmp_path):
     folder = record(tmp_path / "run")
-    assert claim(folder, wanted("--max_hours", "2", "--shown_images", "0"), "auto") is None
+    check_run_folder(folder, expected("--max_hours", "2", "--shown_images", "0"), "auto")
     with pytest.raises(UserError) as error:
-        claim(folder, wanted("--learning_rate", "5e-4", "--num_queries", "30"), "auto")
+        check_run_folder(folder, expected("--learning_rate", "5e-4", "--num_queries", "30"), "auto")
     assert "learning_rate was 0.001, now 0.0005" in str(error.value)
     assert "num_queries was 12, now 30" in str(error.value)
     assert "max_grad_norm" not in str(error.value)
@@ -55,7 +54,7 @@ def test_the_same_settings_go_on_and_others_are_named(tmp_path):
 def test_data_optimizer_and_the_choice_of_the_best_stay_those_of_the_first_day(tmp_path, flags):
     folder = record(tmp_path / "run")
     with pytest.raises(UserError, match=f"{flags[0][2:]} was"):
-        claim(folder, wanted(*flags), "auto")
+        check_run_folder(folder, expected(*flags), "auto")
 
 
 def test_a_tokens_value_is_left_out_however_its_flag_is_written():
@@ -67,13 +66,13 @@ def test_a_tokens_value_is_left_out_however_its_flag_is_written():
 
 def test_resume_never_refuses_to_overwrite_a_run(tmp_path):
     with pytest.raises(UserError, match="--resume auto"):
-        claim(record(tmp_path / "run"), wanted(), "never")
+        check_run_folder(record(tmp_path / "run"), expected(), "never")
 
 
 def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not a run of this recipe"):
-        claim(tmp_path, wanted(), "auto")
+        check_run_folder(tmp_path, expected(), "auto")
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 

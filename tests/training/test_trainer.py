@@ -9,44 +9,49 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY
 from safetensors.torch import load_file, save_file
 
+from recipe.arguments import parse
 from recipe.cli import main
-from recipe.config import parse_train
-from recipe.model.checkpoint import SHARDS, write_backbone
-from recipe.model.detector import build_processor
-from recipe.train import DEADLINE_EXIT, NONFINITE_EXIT, build, load_data, settle, training_arguments
+from recipe.config import DEADLINE_EXIT, DIVERGED_EXIT
+from recipe.evaluation.metrics import DetectionMetrics
+from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE, write_backbone
+from recipe.report.card import Card
+from recipe.train import build_model, freeze_and_save_backbone, load_data
+from recipe.training.checkpoints import checkpoints, is_complete, seal
 from recipe.training.logs import read_log
-from recipe.training.run import checkpoints, is_whole
 from recipe.training.trainer import CrowdTrainer
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / SHARDS[False])
+    return load_file(folder / DETECTOR_FILE)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def make_trainer(flags: list[str], folder: Path, name: str = "run") -> CrowdTrainer:
-    config, rest = parse_train([*flags, "--output_dir", str(folder / name)])
-    args = training_arguments(config, rest)
-    train, validation, _ = load_data(config, args)
+def make_trainer(flags: list[str], folder: Path, name: str = "run", callbacks=()) -> CrowdTrainer:
+    args = parse([*flags, "--output_dir", str(folder / name)])
+    data = load_data(args)
     torch.manual_seed(0)
-    model = settle(build(config, train.annotations, None), args, Path(config.output_dir))
-    return CrowdTrainer(config, args, model, build_processor(64, 96), train, validation)
+    model, processor = build_model(args, data.train.annotations, None)
+    model = freeze_and_save_backbone(model, args, Path(args.output_dir))
+    metrics = DetectionMetrics(num_queries=args.num_queries)
+    args.report_to = []
+    return CrowdTrainer(
+        args, model, processor, data.train, data.validation, metrics, [make(metrics) for make in callbacks], data.part
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(packed, tmp_path_factory) -> tuple[Path, list[str]]:
     """A run of two epochs that was never stopped, with a checkpoint at every step."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
+    folder = tmp_path_factory.mktemp("runs") / "finished"
     flags = ["--data", str(packed), *TINY, "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "50"]
     flags += ["--eval_strategy", "steps", "--eval_steps", "1", "--dataloader_num_workers", "2"]
     assert main(["train", *flags, "--output_dir", str(folder)]) == 0
@@ -62,7 +67,7 @@ def test_a_run_killed_at_any_step_ends_with_the_weights_of_one_never_stopped(fin
 
     Fails without the loader's own generator in CrowdTrainer._loader: dropout then differs after a resume.
     """
-    whole, flags = finished
+    run, flags = finished
     folder = tmp_path / "killed"
     command = [*flags, "--output_dir", str(folder)]
     process = subprocess.Popen(
@@ -70,18 +75,18 @@ def test_a_run_killed_at_any_step_ends_with_the_weights_of_one_never_stopped(fin
     )
     assert process.wait(timeout=240) == -signal.SIGKILL
     assert main(["train", *command]) == 0
-    assert same(weights(folder), weights(whole))
+    assert same(weights(folder), weights(run))
     last = checkpoints(folder)[-1].name
-    ours, theirs = (torch.load(run / last / "optimizer.pt", weights_only=True) for run in (folder, whole))
+    ours, theirs = (torch.load(each / last / "optimizer.pt", weights_only=True) for each in (folder, run))
     assert all(
         torch.equal(ours["state"][index][name], value)
         for index, moments in theirs["state"].items()
         for name, value in moments.items()
     )
-    states = [json.loads((run / last / "trainer_state.json").read_text()) for run in (folder, whole)]
+    states = [json.loads((each / last / "trainer_state.json").read_text()) for each in (folder, run)]
     assert states[0]["best_global_step"] == states[1]["best_global_step"]
     assert states[0]["best_metric"] == states[1]["best_metric"]
-    assert [values(row) for row in read_log(folder)] == [values(row) for row in read_log(whole)]
+    assert [values(row) for row in read_log(folder)] == [values(row) for row in read_log(run)]
 
 
 # Kills the process at the first forward pass after the checkpoint of a step, half a batch into the next.
@@ -105,32 +110,30 @@ def values(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if not any(part in name for part in own)}
 
 
-def test_half_written_checkpoints_are_set_aside_and_the_last_whole_one_is_used(finished, tmp_path):
-    whole, flags = finished
+def test_damaged_checkpoints_are_passed_over_and_the_last_complete_one_is_used(finished, tmp_path):
+    run, flags = finished
     folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
+    shutil.copytree(run, folder)
     names = [path.name for path in checkpoints(folder)]
     (folder / names[-1] / "optimizer.pt").unlink()  # killed while it was deleted
     (folder / names[-2] / "trainer_state.json").write_text('{"global_step": ')  # killed while it was written
-    record = folder / "run.json"
-    record.write_text(record.read_text().replace(str(whole), str(folder)))
     assert main(["train", *flags, "--output_dir", str(folder)]) == 0
     assert [path.name for path in checkpoints(folder)] == names
-    assert all(is_whole(path) for path in checkpoints(folder))
-    assert same(weights(folder), weights(whole))
+    assert all(is_complete(path) for path in checkpoints(folder))
+    assert same(weights(folder), weights(run))
 
 
-# ---- what is kept is the best, whole ----
+# ---- what is kept is the best, all of it ----
 
 
 def test_the_best_model_is_kept_when_it_is_not_the_last(tiny_flags, tmp_path, monkeypatch):
-    """What is saved at the end is the best model whole, not a hybrid of best and last."""
+    """What is saved at the end is all of the best model, not a hybrid of best and last."""
     scores = iter([0.7, 0.2])
 
-    def compute(self, original=CrowdTrainer.evaluation_loop.__globals__["DetectionMetrics"].compute):
+    def compute(self, original=DetectionMetrics.compute):
         return original(self) | {"map": next(scores, 0.2)}
 
-    monkeypatch.setattr("recipe.evaluation.metrics.DetectionMetrics.compute", compute)
+    monkeypatch.setattr(DetectionMetrics, "compute", compute)
     trainer = make_trainer(tiny_flags, tmp_path)
     trainer.train()
     best, last = checkpoints(tmp_path / "run")
@@ -142,9 +145,7 @@ def test_the_best_model_is_kept_when_it_is_not_the_last(tiny_flags, tmp_path, mo
 
 def test_the_card_of_a_checkpoint_within_an_epoch_says_whose_numbers_it_shows(tiny_flags, tmp_path):
     steps = ["--save_strategy", "steps", "--save_steps", "6", "--load_best_model_at_end", "false"]
-    trainer = make_trainer([*tiny_flags, *steps], tmp_path)
-    trainer.repo, trainer.args.push_to_hub = SimpleNamespace(push=lambda folder: []), True
-    trainer.train()
+    make_trainer([*tiny_flags, *steps], tmp_path, callbacks=[Card]).train()
     card = (tmp_path / "run" / "checkpoint-6" / "README.md").read_text()
     assert "Weights of epoch 1.50, step 6; all numbers are those of step 4." in card
 
@@ -154,11 +155,11 @@ def test_a_checkpoint_that_lacks_a_tensor_is_never_restored_in_part(tiny_flags, 
     """Fails with either of Trainer's own loaders: strict=False, a warning, and the tensor stays as it was."""
     trainer = make_trainer(tiny_flags, tmp_path)
     folder = tmp_path / "checkpoint-1"
-    write_backbone(trainer.model, trainer.backbone_shard)
-    trainer._save(str(folder))
+    write_backbone(trainer.model, tmp_path / "run" / BACKBONE_FILE)
+    trainer.save_model(str(folder))
     kept = weights(folder)
     kept.pop("bbox_predictor.layers.0.weight")
-    save_file(kept, folder / SHARDS[False], {"format": "pt"})
+    save_file(kept, folder / DETECTOR_FILE, {"format": "pt"})
     trainer.state.best_model_checkpoint, trainer.state.best_metric = str(folder), 0.5
     arguments = [str(folder)] if loader == "_load_from_checkpoint" else []
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -190,7 +191,7 @@ def test_the_loss_is_logged_per_decoder_layer_and_adds_up(finished):
 
 def test_every_metric_of_the_contract_is_logged_at_each_evaluation(finished):
     keys = """map map_50 map_75 map_small map_medium map_large mar_1 mar_10 mar_100 mar_small mar_medium mar_large
-        map_person map_head mar_100_person mar_100_head map_max300 mar_300 mr2_person mr2_head ji_person ji_head"""
+        map_person map_head map_50_person map_50_head mar_100_person mar_100_head map_max300 mar_300 mr2_person mr2_head ji_person ji_head"""
     rows = [row for row in read_log(finished[0]) if "eval_map" in row]
     assert len(rows) == 8
     assert all(f"eval_{key}" in row for row in rows for key in keys.split())
@@ -205,24 +206,24 @@ def test_evaluation_keeps_no_outputs_of_the_model(tiny_flags, tmp_path):
     output = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation")
     assert output.predictions is None
     assert output.label_ids is None
-    assert len(trainer.evaluation.state()) == 4
+    assert len(trainer.metrics.images()) == 4
 
 
 def test_evaluating_a_checkpoint_gives_the_metrics_that_training_logged(finished, packed, tmp_path):
-    whole, _ = finished
-    checkpoint = checkpoints(whole)[-1]
+    run, _ = finished
+    checkpoint = checkpoints(run)[-1]
     assert main(["evaluate", str(checkpoint), "--data", str(packed), "--out", str(tmp_path), "--workers", "0"]) == 0
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    logged = [row for row in read_log(whole) if "eval_map" in row][-1]
+    logged = [row for row in read_log(run) if "eval_map" in row][-1]
     for key, value in logged.items():
         if key.startswith(("eval_ma", "eval_mr2", "eval_ji")):
             assert found[key.removeprefix("eval_")] == pytest.approx(value, abs=1e-6), key
 
 
 def test_the_saved_model_carries_the_thresholds_that_predict_starts_from(finished):
-    whole, _ = finished
-    carried = json.loads((whole / "config.json").read_text())["detection_thresholds"]
-    report = json.loads((whole / "report" / "metrics.json").read_text())
+    run, _ = finished
+    carried = json.loads((run / "config.json").read_text())["detection_thresholds"]
+    report = json.loads((run / "report" / "metrics.json").read_text())
     assert carried == report["details"]["thresholds"]
     assert set(carried) == {"person", "head"}
 
@@ -232,8 +233,8 @@ def test_the_saved_model_carries_the_thresholds_that_predict_starts_from(finishe
 
 def test_a_non_finite_loss_stops_the_run_and_leaves_a_replay(tiny_flags, tmp_path, monkeypatch, capsys):
     poison = make_poison(at=3)
-    monkeypatch.setattr("recipe.train.build", poison)
-    assert main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]) == NONFINITE_EXIT
+    monkeypatch.setattr("recipe.train.build_model", poison)
+    assert main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]) == DIVERGED_EXIT
     message = capsys.readouterr().err
     folder = tmp_path / "run" / "nonfinite" / "step-3"
     assert f"recipe replay {folder}" in message
@@ -246,13 +247,13 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_a_replay(tiny_flags, tmp_pat
 
 
 def make_poison(at: int):
-    """`build`, with a detector whose box head turns to nan before step `at`."""
+    """`build_model`, with a detector whose box head turns to nan before step `at`."""
 
     def poisoned(*args):
-        model = build(*args)
+        model, processor = build_model(*args)
         calls = iter(range(100))
-        model.model.register_forward_pre_hook(lambda *_: spoil(model) if next(calls) == at else None)
-        return model
+        model.register_forward_pre_hook(lambda *_: spoil(model) if next(calls) == at else None)
+        return model, processor
 
     def spoil(model):
         with torch.no_grad():
@@ -261,13 +262,13 @@ def make_poison(at: int):
     return poisoned
 
 
-def test_the_deadline_leaves_a_whole_checkpoint_and_the_same_command_goes_on(finished, tmp_path):
-    whole, flags = finished
+def test_the_deadline_leaves_a_complete_checkpoint_and_the_same_command_resumes(finished, tmp_path):
+    run, flags = finished
     command = ["train", *flags, "--output_dir", str(tmp_path / "run")]
     assert main([*command, "--max_hours", "1e-9"]) == DEADLINE_EXIT
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-1"]
     assert main(command) == 0
-    assert same(weights(tmp_path / "run"), weights(whole))
+    assert same(weights(tmp_path / "run"), weights(run))
 
 
 def test_sigterm_saves_and_stops_also_when_the_whole_group_gets_it(finished, tmp_path):
@@ -295,4 +296,4 @@ sys.exit(main(["train", *sys.argv[1:]]))
     )
     assert done.returncode == DEADLINE_EXIT
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-3"]
-    assert is_whole(folder / "checkpoint-3")
+    assert is_complete(folder / "checkpoint-3")
