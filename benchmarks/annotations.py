@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipe.data.annotations import read
+from recipe.data.annotations import read_annotations
 from recipe.schema import arrow_schema
 
 BOXES = 85
@@ -66,7 +66,7 @@ def read_one(path: str) -> None:
     """The child of `compare`."""
     before = peak_rss()
     start = time.perf_counter()
-    notes = read([path], path)
+    notes = read_annotations([path], path)
     size = sum(array.nbytes for array in vars(notes).values())
     print(len(notes), len(notes.labels), size, time.perf_counter() - start, peak_rss() - before)
 

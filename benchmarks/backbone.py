@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DINOv3ViTBackbone, DINOv3ViTConfig
 
-from recipe.model.detector import FrozenBackbone, large_backbone
+from recipe.model.backbone import FrozenBackbone, large_backbone
 
 SMALL = DINOv3ViTConfig(
     hidden_size=384, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=6, num_register_tokens=4

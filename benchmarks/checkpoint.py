@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DINOv3ViTBackbone
 
-from recipe.config import parse_train
+from recipe.config import Config
+from recipe.model.backbone import BACKBONE_PREFIX
 from recipe.model.checkpoint import save_detector, write_backbone
-from recipe.model.detector import BACKBONE_PREFIX, build_model, freeze
+from recipe.model.detector import build_detector
 
 
 def new_bytes(folder: Path) -> int:
@@ -45,8 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         DINOv3ViTBackbone(SIZES[options.size]).save_pretrained(root / "backbone")
-        config, _ = parse_train(["--preset", "pilot", "--backbone", str(root / "backbone")])
-        model = freeze(build_model(config))
+        model = build_detector(Config(preset="pilot", backbone=str(root / "backbone"), detr_init="none"))
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable)
         for parameter in trainable:

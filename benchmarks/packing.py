@@ -1,10 +1,9 @@
 """Packing side by side, in one run: `python benchmarks/packing.py [--images 400] [--large 20000] [--workers 2]`.
 
-Every side reads the same YOLO folder of 3-megapixel photographs (about 0.34 MB and 85 boxes each, street scenes drawn
+Every side reads the same YOLO folder of 3-megapixel photographs (about 0.34 MB and 85 boxes each, crowds drawn
 by data_prep.sample and hard-linked) and writes Parquet with the original bytes. Each runs in a process of its own and
 is timed after its imports; the peak is that of it and its children together, shared pages counted once (PSS).
-`--large` repeats our sides with more images. Goals with 2 workers: 250 images/s, 700 with a header check; below 600 MB
-at any size.
+`--large` repeats our side with more images. Goals with 2 workers: 200 images/s; below 600 MB at any size.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ import numpy as np
 import psutil
 
 DISTINCT = 16  # photographs drawn; the others are links to them
-OURS = {
-    "data_prep, every image decoded": "pack(source, out, workers=workers)",
-    "data_prep --verify header": "pack(source, out, workers=workers, verify='header')",
-}
+OURS = {"data_prep, every image decoded": "pack(source, out, workers=workers)"}
 PEERS = {
     "datasets from_generator, to_parquet (unchecked)": "by_generator(source, out)",
     "pyarrow, one thread (unchecked)": "by_pyarrow(source, out)",
@@ -52,14 +48,14 @@ def make_folder(root: Path, images: int) -> None:
     """A YOLO folder with as many images, all in `train` but one."""
     from PIL import Image
 
-    from data_prep.street import draw_street
+    from data_prep.sample import draw_crowd
 
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True)
     for k in range(DISTINCT):
         rng = np.random.default_rng(k)
-        picture, _ = draw_street(rng, 2000, 1500, 40)
+        picture, _ = draw_crowd(rng, 2000, 1500, 40)
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=82)
         (root / f"{k}.jpg").write_bytes(buffer.getvalue())
@@ -169,7 +165,7 @@ def cpu_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--large", type=int, default=0, help="repeat our sides with so many images")
+    parser.add_argument("--large", type=int, default=0, help="repeat our side with so many images")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

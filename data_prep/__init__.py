@@ -1,3 +1,3 @@
-"""From a YOLO folder to a Hugging Face dataset: `python -m data_prep sample | inspect | pack`."""
+"""From a folder of labelled photographs to a Hugging Face dataset: `python -m data_prep sample | inspect | pack`."""
 
-__version__ = "0.1.0"  # raise it when the shards of the same input change: finished shards are then written anew
+__version__ = "0.2.0"

@@ -2,66 +2,105 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.labels import Problem, listing
-from data_prep.statistics import LONGEST, SHORTEST, Tally, table
-from data_prep.yolo import open_folder, progress, scan
-from recipe.schema import UserError
+from data_prep.advice import Seen, annotated_parts, leaks, recommended_settings
+from data_prep.entries import AS_WRITTEN, Entry, Folder, ReadOptions
+from data_prep.example import read_example
+from data_prep.files import printable
+from data_prep.folder import open_folder
+from data_prep.labels import Problem, refused_lines
+from data_prep.processes import in_processes
+from data_prep.statistics import Tally, counts_table
+from recipe.config import Config
+from recipe.schema import CLASS_NAMES, UserError
+
+AT_ONCE = 64  # images that a process reads before it hands their counts over
 
 
-def inspect(yolo_dir: Path, json_file: Path | None = None, *, workers: int = 2) -> int:
+def inspect(
+    yolo_dir: Path, options: ReadOptions = AS_WRITTEN, json_file: Path | None = None, *, workers: int = 2
+) -> int:
     """Print statistics and problems, write both to `json_file`. Returns 1 when `pack` would refuse the folder, else 0.
 
     Raises:
         UserError: what `open_folder` refuses; `json_file` cannot be written.
     """
-    folder = open_folder(yolo_dir)
+    folder = open_folder(yolo_dir, options)
     if json_file:
         try:
             json_file.touch()  # before minutes of reading, not after
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(
-                f"cannot write {json_file}: {reason}; give --json a file in a folder that exists"
-            ) from error
+            reason = f"{error.strerror}; give --json a file in a folder that exists"
+            raise UserError(f"cannot write {json_file}: {reason}") from error
     problems: list[Problem] = []
-    tallies = {name: Tally.of_split(split) for name, split in folder.splits.items()}
+    tallies: dict[str, Tally] = {}
+    seen: list[Seen] = []
     for name, split in folder.splits.items():
         problems += split.problems
-        with progress(len(split.entries), f"reading {name}") as advance:
-            for example in scan(folder, split.entries, workers):
-                tallies[name].add(example)
-                problems += example.labels.problems
-                advance(1)
-    summaries = {name: tally.summary() for name, tally in tallies.items()}
+        tallies[name] = Tally.of_split(split)
+        jobs = [split.entries[first : first + AT_ONCE] for first in range(0, len(split.entries), AT_ONCE)]
+        read = partial(_read, folder=replace(folder, splits={}), split=name)
+        for tally, new_problems, new_seen in in_processes(read, jobs, workers, f"reading {name}"):
+            tallies[name] += tally
+            problems += new_problems
+            seen += new_seen
+    counts = {name: tally.split_counts() for name, tally in tallies.items()}
+    parts, warnings = annotated_parts(seen, folder.options.labelled)
+    advice = [*warnings, *leaks(seen), *recommended_settings(tallies["train"])]
     if json_file:
-        report = {"splits": summaries, "problems": [problem._asdict() for problem in problems]}
+        report = {"splits": counts, "advice": advice, "problems": [problem._asdict() for problem in problems]}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    console = Console(width=None if Console().is_terminal else 119, highlight=False)
-    header, *rows = table(summaries)
-    shown = Table(
-        *header, caption=f"box sizes: sqrt(area) after the training resize to {SHORTEST}, at most {LONGEST} px"
-    )
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+    _print(yolo_dir, counts, parts, advice, problems)
+    return int(any(problem.action == "refused" for problem in problems))
+
+
+def _read(entries: list[Entry], folder: Folder, split: str) -> tuple[Tally, list[Problem], list[Seen]]:
+    tally, problems, seen = Tally(), [], []
+    for entry in entries:
+        example = read_example(folder, entry)
+        tally.add(example)
+        problems += example.labels.problems
+        if example.data:
+            boxes = np.bincount(example.labels.category, minlength=len(CLASS_NAMES))
+            seen.append(Seen(split, entry.name, hashlib.sha256(example.data).digest(), tuple(boxes.tolist())))
+    return tally, problems, seen
+
+
+def _print(
+    yolo_dir: Path, counts: dict[str, Any], parts: list[tuple[str, ...]], advice: list[str], problems: list[Problem]
+) -> None:
+    console = Console(width=None if Console().is_terminal else 119, highlight=False, markup=False, soft_wrap=True)
+    edges = f"{Config.shortest_edge}, at most {Config.longest_edge} px"
+    size_note = f"box sizes: sqrt(area) after the training resize to {edges}"
+    for (header, *rows), caption in ((counts_table(counts), size_note), (parts, "what was annotated where")):
+        shown = Table(*header, caption=caption)
+        for row in rows:
+            shown.add_row(*map(printable, row))
+        console.print(shown)
     for (action, rule), count in sorted(Counter((problem.action, problem.rule) for problem in problems).items()):
         console.print(f"{action:8} {rule}: {count:,}")
-    for name, boxes in summaries["train"]["boxes_per_class"].items():
+    for name, boxes in counts["train"]["boxes_per_class"].items():
         if not boxes:
             console.print(f"note: no {name} box in train: this class cannot be learned")
-    refused = listing(problems)
+    for line in advice:
+        console.print(printable(line))
+    refused = [problem for problem in problems if problem.action == "refused"]
+    for line in refused_lines(refused, len(refused)):
+        console.print(line)
     command = f"python -m data_prep pack {yolo_dir} --out OUT"
-    verdict = f"`pack` accepts this folder; next: {command}"
     if refused:
-        verdict = (
-            f"`pack` would refuse this folder: mend what is listed, or leave it out with `{command} --on-bad skip`"
-        )
-    console.print("\n".join([*refused, verdict]), markup=False, soft_wrap=True)
-    return int(bool(refused))
+        correct = "correct what is listed, or leave it out with"
+        console.print(f"`pack` would refuse this folder: {correct} `{command} --on-bad skip`")
+    else:
+        console.print(f"`pack` accepts this folder; next: {command}")

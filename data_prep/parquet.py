@@ -1,25 +1,23 @@
-"""One Parquet shard: which images go in (`plan`), its bytes (`write`), and whether it is there already (`finished`).
+"""One Parquet shard: which images go in (`plan_shards`), and its bytes (`write_shard`).
 
 The bytes depend on the input alone: the same settings, one writer, row groups cut by the sizes of the image files.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import __version__
-from data_prep.image import Verify
-from data_prep.labels import Problem
+from data_prep.entries import Entry, Folder
+from data_prep.example import Example, read_example
+from data_prep.labels import SHOWN, Problem
 from data_prep.statistics import Tally
-from data_prep.yolo import Entry, Example, YoloFolder, scan
 from recipe.schema import arrow_schema
 
 GROUP_ROWS, GROUP_BYTES = 100, 16 * 2**20  # a row group: a page of the Hub's viewer, and what the writer holds
@@ -31,107 +29,81 @@ class Shard:
     """Some consecutive images of a split."""
 
     split: str
-    index: int
-    of: int
+    name: str
     first_id: int  # image_id of the first entry
-    entries: tuple[Entry, ...]
-    fingerprint: str
+    entries: list[Entry]
 
-    @property
-    def stem(self) -> str:
-        return f"{self.split}-{self.index:05d}"
-
-    @property
-    def name(self) -> str:
-        return f"{self.stem}-of-{self.of:05d}.parquet"
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
-def plan(folder: YoloFolder, shard_size: int, salt: str) -> list[Shard]:
-    """Deal the images into shards of about `shard_size` bytes. `salt` names the options that change their content."""
+class WrittenShard(NamedTuple):
+    """What became of a shard's images. Its problems lie beside it, as DIR/NAME.csv."""
+
+    images: int
+    bytes: int
+    sha256: str
+    tally: Tally
+    refused: list[Problem]  # the first of them
+
+
+def plan_shards(folder: Folder, shard_size: int) -> list[Shard]:
+    """Deal the images into shards of about `shard_size` bytes."""
     shards: list[Shard] = []
-    next_id = 0
+    first_id = 0
     for split, listing in folder.splits.items():
         groups: list[list[Entry]] = [[]]
         room = shard_size
         for entry in listing.entries:
-            if groups[-1] and entry.stamp[0] > room:
+            if groups[-1] and entry.size > room:
                 groups.append([])
                 room = shard_size
             groups[-1].append(entry)
-            room -= entry.stamp[0]
+            room -= entry.size
         for index, group in enumerate(groups):
-            key = repr((__version__, pa.__version__, salt, sorted(folder.classes.items()), next_id, group))
-            digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
-            shards.append(Shard(split, index, len(groups), next_id, tuple(group), digest))
-            next_id += len(group)
+            shards.append(Shard(split, f"{split}-{index:05d}-of-{len(groups):05d}.parquet", first_id, group))
+            first_id += len(group)
     return shards
 
 
-def record(shard: Shard, work: Path) -> Any:
-    """What was noted when the shard was written: {fingerprint, sha256, tally, problems}."""
-    return json.loads((work / f"{shard.stem}.json").read_text())
-
-
-def finished(shard: Shard, work: Path, data: Path) -> Path | None:
-    """The shard's file, if an earlier run wrote it from the same input and it is still whole."""
-    try:
-        found = record(shard, work)
-    except (OSError, ValueError):
-        return None
-    for path in (work / f"{shard.stem}.parquet", data / shard.name):
-        if found["fingerprint"] == shard.fingerprint and path.is_file() and _sha256(path) == found["sha256"]:
-            return path
-    return None
-
-
-def write(
-    shard: Shard, folder: YoloFolder, work: Path, threads: int, verify: Verify, advance: Callable[[int], None]
-) -> None:
-    """Read, judge and write one shard, then its record."""
-    path, part = work / f"{shard.stem}.parquet", work / f"{shard.stem}.part"
-    schema = arrow_schema()
+def write_shard(shard: Shard, folder: Folder, out: Path) -> WrittenShard:
+    """Read and check the images of a shard, and write DIR/NAME and DIR/NAME.csv."""
+    path, schema = out / shard.name, arrow_schema(bool(folder.options.labelled))
     tally = Tally()
-    problems: list[Problem] = []
-    with pq.ParquetWriter(
-        part,
-        schema,
-        compression="none",  # JPEG gains 0.3 %, and the boxes are a hundredth of the file
-        use_dictionary=False,  # a dictionary of image bytes is only ever thrown away
-        write_statistics=["image_id", "width", "height"],
-        write_page_index=True,
-    ) as writer:
-        rows: list[tuple[int, Example]] = []
+    refused: list[Problem] = []
+    options = {
+        "compression": "none",  # JPEG gains 0.3 %, and the boxes are a hundredth of the file
+        "use_dictionary": False,  # a dictionary of image bytes is only ever thrown away
+        "write_statistics": ["image_id", "width", "height"],
+        "write_page_index": True,
+    }
+    problems_file = path.with_name(f"{shard.name}.csv").open("w", newline="", encoding="utf-8")
+    with problems_file, pq.ParquetWriter(path, schema, **options) as writer:
+        problem_rows = csv.writer(problems_file, lineterminator="\n")
+        rows: list[dict[str, Any]] = []
         held = 0
-        for image_id, example in enumerate(scan(folder, shard.entries, threads, verify), shard.first_id):
-            advance(1)
+        for image_id, entry in enumerate(shard.entries, shard.first_id):
+            example = read_example(folder, entry)
             tally.add(example)
-            problems += example.labels.problems
+            for problem in example.labels.problems:
+                is_refused = problem.action == "refused"
+                problem_rows.writerow(problem._replace(action="left out") if is_refused else problem)
+                refused += [problem] if is_refused and len(refused) < SHOWN else []
             if rows and (len(rows) == GROUP_ROWS or held + len(example.data) > GROUP_BYTES):
-                writer.write_table(_table(rows, schema))
+                writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows, held = [], 0
             if example.data:
-                rows.append((image_id, example))
+                rows.append(_row(image_id, example) | {"labelled": folder.labelled_classes(entry)})
                 held += len(example.data)
         if rows:
-            writer.write_table(_table(rows, schema))
-    found = {"fingerprint": shard.fingerprint, "sha256": _sha256(part), "tally": vars(tally), "problems": problems}
-    part.replace(path)
-    part.write_text(json.dumps(found))
-    part.replace(work / f"{shard.stem}.json")  # last: a shard counts once its record is there
-
-
-def _sha256(path: Path) -> str:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _table(rows: list[tuple[int, Example]], schema: pa.Schema) -> pa.Table:
-    """A row group."""
-    return pa.Table.from_pylist([_row(image_id, example) for image_id, example in rows], schema)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return WrittenShard(pq.read_metadata(path).num_rows, path.stat().st_size, digest, tally, refused)
 
 
 def _row(image_id: int, example: Example) -> dict[str, Any]:
-    bbox_xywh, category = example.labels.bbox_xywh, example.labels.category
+    labels = example.labels
     first = image_id * BOX_IDS + 1  # from 1: pycocotools takes an annotation with id 0 for unmatched
     return {
         "image": {"bytes": example.data, "path": example.entry.name},
@@ -139,10 +111,10 @@ def _row(image_id: int, example: Example) -> dict[str, Any]:
         "width": example.width,
         "height": example.height,
         "objects": {
-            "id": range(first, first + len(category)),
-            "bbox": bbox_xywh.tolist(),
-            "area": bbox_xywh[:, 2:].prod(axis=1).tolist(),
-            "category": category.tolist(),
-            "iscrowd": [0] * len(category),
+            "id": range(first, first + len(labels.category)),
+            "bbox": labels.bbox_xywh.tolist(),
+            "area": labels.bbox_xywh[:, 2:].prod(axis=1).tolist(),
+            "category": labels.category.tolist(),
+            "iscrowd": labels.iscrowd.tolist(),
         },
     }

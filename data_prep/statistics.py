@@ -8,46 +8,43 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.yolo import Example, Split
+from data_prep.entries import Split
+from data_prep.example import Example
+from recipe.config import Config
+from recipe.data.geometry import Geometry
 from recipe.schema import CLASS_NAMES
 
-SHORTEST, LONGEST = 960, 1536  # px, the training resize
-QUERIES = 300
+QUERIES = Config.num_queries
 MAX_DETECTIONS = (100, 300)  # COCO's cap per class and image, and the wider one that is reported beside it
-SIDES = (8, 16, 32)  # px, bounds for sqrt(area) after the resize
+SIDES = (8, 16, 32)  # px, bounds for sqrt(area) after the training resize
 
 
 @dataclass
 class Tally:
-    """Counts of some images; tallies add up, and `vars(tally)` is JSON."""
+    """Counts of some images; tallies add up."""
 
     images_in: int = 0
     images_left_out: int = 0
     portrait: int = 0
     boxes_in: int = 0
+    ignored_regions: int = 0  # boxes with iscrowd 1, which are no targets
     dropped: Counter[str] = field(default_factory=Counter)  # boxes by rule
     problems: Counter[str] = field(default_factory=Counter)  # by "action: rule"
-    crowds: Counter[str] = field(default_factory=Counter)  # "12 9": images with 12 persons and 9 heads
-    small: Counter[str] = field(default_factory=Counter)  # "head 8": head boxes below 8 px
+    crowds: Counter[tuple[int, ...]] = field(default_factory=Counter)  # (12, 9): images with 12 persons and 9 heads
+    sides: Counter[tuple[int, int]] = field(default_factory=Counter)  # (1, 8): heads of 8 px, rounded down
 
     @classmethod
     def of_split(cls, split: Split) -> Tally:
         """What is known before an image is read: the files that belong to none."""
-        boxes = split.orphan_boxes
-        tally = cls(boxes_in=boxes, dropped=Counter({"label_without_image": boxes} if boxes else {}))
+        tally = cls(boxes_in=split.dropped.total(), dropped=+split.dropped)
         tally.problems.update(f"{problem.action}: {problem.rule}" for problem in split.problems)
         return tally
-
-    @classmethod
-    def load(cls, found: dict[str, Any]) -> Tally:
-        values: list[Any] = [Counter(value) if isinstance(value, dict) else value for value in found.values()]
-        return cls(*values)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def add(self, example: Example) -> None:
-        labels = example.labels
+        labels, height, width = example.labels, example.height, example.width
         self.images_in += 1
         self.boxes_in += labels.boxes_in
         self.dropped += labels.dropped
@@ -55,31 +52,36 @@ class Tally:
         if not example.data:
             self.images_left_out += 1
             return
-        self.portrait += example.height > example.width
-        counts = np.bincount(labels.category, minlength=len(CLASS_NAMES))
-        self.crowds[" ".join(map(str, counts))] += 1
-        sides = np.sqrt(labels.bbox_xywh[:, 2:].prod(axis=1)) * resize_scale(example.width, example.height)
-        for number, name in enumerate(CLASS_NAMES):
-            for side in SIDES:
-                self.small[f"{name} {side}"] += int((sides[labels.category == number] < side).sum())
+        self.portrait += height > width
+        people = labels.iscrowd == 0
+        category = labels.category[people]
+        self.ignored_regions += len(people) - len(category)
+        self.crowds[tuple(np.bincount(category, minlength=len(CLASS_NAMES)).tolist())] += 1
+        resized_height, resized_width = Geometry().resized(height, width)
+        area = labels.bbox_xywh[people, 2:].prod(axis=1) * (resized_height * resized_width / (height * width))
+        self.sides.update(zip(category.tolist(), np.sqrt(area).astype(int).tolist(), strict=True))
 
-    def summary(self) -> dict[str, Any]:
+    def split_counts(self) -> dict[str, Any]:
         """In and out by rule, and what a trainer needs to know, as plain numbers; shares between 0 and 1."""
-        rows = np.array([key.split() for key in self.crowds], np.int64).reshape(-1, len(CLASS_NAMES))
+        rows = np.array(list(self.crowds), np.int64).reshape(-1, len(CLASS_NAMES))
         found = crowding(np.repeat(rows, list(self.crowds.values()), axis=0))
         return {
             "images_in": self.images_in,
             "images_left_out": self.images_left_out,
             "portrait": self.portrait,
             "boxes_in": self.boxes_in,
+            "ignored_regions": self.ignored_regions,
             "boxes_dropped": dict(sorted(self.dropped.items())),
             "problems": dict(sorted(self.problems.items())),
             **found,
             "box_sizes": {
-                name: {f"below_{side}_px": _share(self.small[f"{name} {side}"], boxes) for side in SIDES}
-                for name, boxes in found["boxes_per_class"].items()
+                name: {f"below_{bound}_px": _share(self._boxes_below(number, bound), boxes) for bound in SIDES}
+                for number, (name, boxes) in enumerate(found["boxes_per_class"].items())
             },
         }
+
+    def _boxes_below(self, number: int, bound: int) -> int:
+        return sum(boxes for (category, side), boxes in self.sides.items() if category == number and side < bound)
 
 
 def crowding(counts: np.ndarray) -> dict[str, Any]:
@@ -105,19 +107,14 @@ def _beyond(counts: np.ndarray, cap: int) -> dict[str, int]:
     return {"images": int((counts > cap).any(axis=1).sum()), "boxes": int(np.maximum(counts - cap, 0).sum())}
 
 
-def resize_scale(width: int, height: int) -> float:
-    """The training resize: shortest side 960, unless the longest would pass 1536."""
-    return min(SHORTEST / min(width, height), LONGEST / max(width, height))
+def _share(part: int, total: int, empty: float = 0.0) -> float:
+    return round(float(part / total), 4) if total else empty
 
 
-def _share(part: int, whole: int, empty: float = 0.0) -> float:
-    return round(float(part / whole), 4) if whole else empty
-
-
-def table(summaries: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+def counts_table(splits: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """The header and rows of a table for people: one column per split, one row per thing that a trainer needs."""
-    columns = [_column(summary) for summary in summaries.values()]
-    return [("", *summaries), *((label, *(column[label] for column in columns)) for label in columns[0])]
+    columns = [_column(counts) for counts in splits.values()]
+    return [("", *splits), *((label, *(column[label] for column in columns)) for label in columns[0])]
 
 
 def _column(s: dict[str, Any]) -> dict[str, str]:
@@ -129,6 +126,7 @@ def _column(s: dict[str, Any]) -> dict[str, str]:
         "boxes": f"{s['boxes']:,}",
         " / ".join(s["boxes_per_class"]): " / ".join(f"{count:,}" for count in s["boxes_per_class"].values()),
         "boxes per image: mean, 95 %, max": f"{per_image['mean']:.1f}, {per_image['p95']:.0f}, {per_image['max']:,}",
+        "ignored regions": f"{s['ignored_regions']:,}",
     }
     for name, shares in s["box_sizes"].items():
         lines[f"{name} boxes below {', '.join(map(str, SIDES))} px"] = ", ".join(f"{x:.1%}" for x in shares.values())

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from recipe.commits import head, send_files
-from recipe.hub import check_write_access, plainly, retry
+from recipe.hub import as_user_errors, head_commit, send_files, with_retries
 from recipe.schema import UserError
-
-__all__ = ["check_write_access", "upload"]
 
 PATIENCE = 3600.0  # seconds in which the upload is tried again
 
@@ -33,13 +30,13 @@ def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
     api, deadline = HfApi(), time.monotonic() + PATIENCE
     manifest = json.loads((out / "manifest.json").read_text())
     names = [f"data/{file['name']}" for split in manifest["splits"].values() for file in split["files"]]
-    with plainly(f"--repo-id {repo_id}: not sent, the same command goes on where it stopped"):
-        create = functools.partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
-        repo_id = retry(f"creating {repo_id}", create, deadline).repo_id
-        _, there = retry(f"reading {repo_id}", lambda: head(api, repo_id, "dataset"), deadline)
+    with as_user_errors(f"--repo-id {repo_id}: not sent, the same command resumes"):
+        create = partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
+        repo_id = with_retries(f"creating {repo_id}", create, deadline).repo_id
+        _, there = with_retries(f"reading {repo_id}", lambda: head_commit(api, repo_id, "dataset"), deadline)
         if "manifest.json" not in there and set(there) - {".gitattributes", "README.md"}:
             raise UserError(f"--repo-id {repo_id}: holds something else than a packed dataset; give another")
-        info = retry(f"reading {repo_id}", lambda: api.repo_info(repo_id, repo_type="dataset"), deadline)
+        info = with_retries(f"reading {repo_id}", lambda: api.repo_info(repo_id, repo_type="dataset"), deadline)
         if private and not info.private:  # asked of the Hub: a repo that was there before is left as it was
             raise UserError(f"--repo-id {repo_id}: is public, for everybody to see; give --public, or another repo")
         stale = [name for name in there if name.startswith("data/") and name not in names]

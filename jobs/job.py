@@ -1,17 +1,19 @@
-"""A training as a job on HF Jobs: started once, followed to its end, found again later.
+"""A training as a job on HF Jobs: what is asked for, started once, followed to its end.
 
-submit(api, namespace, order)  ->  the job, even where the answer to the first request was lost
-follow(api, job)           ->  its exit code, its log printed on the way
+start_once(api, request)   ->  the job, even where the answer to the request was lost
+follow(api, job)           ->  the job as it ended, its log printed on the way
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import sys
 import time
-import uuid
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,56 +22,121 @@ from recipe.schema import UserError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
-PROJECT = {"project": "recipe"}  # the label by which --status knows our jobs
-ENDED = ("COMPLETED", "ERROR", "CANCELED", "DELETED")
-PATIENCE = 600.0  # seconds of answers that fail in passing, before we give up on a request
+PROJECT = {"project": "recipe"}  # the label by which our jobs are found
+RUNNING, ENDED = ("SCHEDULING", "RUNNING"), ("COMPLETED", "ERROR", "CANCELED", "DELETED")
+REQUEST = "RECIPE_JOB"  # the variable in which a job carries its own request, to start its successor from
+PATIENCE = 600.0  # seconds of passing failures before a question is given up
+POLL = 1.0  # between two looks at a job
 LAST_TRIES = 10  # to read the log of a job that has ended: its exit code is known by then
 TIMEOUT_EXIT, CANCELED_EXIT = 124, 143  # as `timeout` and a terminated shell have them
 Result = TypeVar("Result")
 
 
-def submit(api: HfApi, namespace: str, order: dict[str, Any]) -> JobInfo:
-    """Start a job with these arguments of `run_job`, once.
+@dataclass(frozen=True)
+class JobRequest:
+    """What HF Jobs is asked for: every argument of `run_job`, in a form that JSON keeps.
 
-    The client does not repeat this request, and an answer may be lost on the way back: before it is sent again, the
-    job is looked for by a label that only this call has.
+    labels: `chain` is common to the jobs of one training; with `link`, 1 for its first job, it names this job alone
+    secrets: name -> value; the values go to the Hub and nowhere else
+    """
+
+    namespace: str
+    image: str
+    command: list[str]
+    flavor: str
+    timeout: int  # seconds
+    env: dict[str, str]
+    secrets: dict[str, str]
+    labels: dict[str, str]
+    attempts: int = 1
+    volumes: list[dict[str, Any]] = field(default_factory=list)  # each as `Volume.to_dict` has it
+    ssh: bool = False
+    resource_group_id: str | None = None
+
+    def to_json(self, indent: int | None = None) -> str:
+        """All of it, but only the names of the secrets: what a dry run prints, and what the job carries."""
+        return json.dumps(asdict(self) | {"secrets": list(self.secrets)}, indent=indent)
+
+    @classmethod
+    def of_this_job(cls) -> JobRequest:
+        """The request by which the job that we are in was started."""
+        found = json.loads(os.environ[REQUEST])
+        return cls(**found | {"secrets": {name: os.environ[name] for name in found["secrets"]}})
+
+    def send(self, api: HfApi) -> JobInfo:
+        """Start the job; the client does not repeat this request."""
+        from huggingface_hub import Volume
+
+        env, volumes = self.env | {REQUEST: self.to_json()}, [Volume(**volume) for volume in self.volumes]
+        return api.run_job(**asdict(self) | {"env": env, "volumes": volumes})
+
+
+def parse_volume(text: str) -> dict[str, Any]:
+    """A volume such as hf://buckets/USER/NAME:/data or hf://datasets/USER/NAME:/data:ro, as the Hub is to be told.
+
+    Raises:
+        UserError: it is written in another way.
+    """
+    from huggingface_hub import Volume
+    from huggingface_hub.utils import parse_hf_mount
+
+    try:
+        mount = parse_hf_mount(text)
+    except ValueError as error:
+        raise UserError(f"--volume {text}: {error}") from error
+    return Volume(
+        type=mount.source.type,
+        source=mount.source.id,
+        revision=mount.source.revision,
+        path=mount.source.path_in_repo or None,
+        mount_path=mount.mount_path,
+        read_only=mount.read_only,
+    ).to_dict()
+
+
+def find_jobs(api: HfApi, namespace: str, **labels: str) -> list[JobInfo]:
+    """Our jobs with these labels, newest first."""
+    call = partial(api.list_jobs, namespace=namespace, labels=PROJECT | labels)
+    return ask("looking for jobs", lambda: list(call()))
+
+
+def start_once(api: HfApi, request: JobRequest) -> JobInfo:
+    """Start the job unless it was started already: an answer may be lost on its way back, and a job costs.
 
     Raises:
         UserError: the Hub refuses the job, or does not say whether it runs.
     """
-    from recipe.hub import in_a_line, is_transient
+    from recipe.hub import first_line, is_transient
 
-    mine = {"launch": uuid.uuid4().hex[:16]}
-    end, pause = time.monotonic() + PATIENCE, 1.0
+    end, pause = time.monotonic() + PATIENCE, POLL
     while True:
-        try:
-            return api.run_job(**order | {"labels": order["labels"] | mine}, namespace=namespace)
-        except Exception as error:
-            if not is_transient(error):
-                raise UserError(f"HF Jobs refuses the job: {in_a_line(error)}") from error
-            say(f"note: the Hub did not confirm the job ({in_a_line(error)}); looking whether it runs")
-        time.sleep(pause)
-        found = patiently("looking for the job", lambda: list(api.list_jobs(namespace=namespace, labels=mine)))
-        if found:
+        labels = {name: request.labels[name] for name in ("chain", "link")}
+        if found := find_jobs(api, request.namespace, **labels):
             return found[0]
         if time.monotonic() > end:
             raise UserError("HF Jobs takes no job at the moment, and none was started. Try again later")
+        try:
+            return request.send(api)
+        except Exception as error:
+            if not is_transient(error):
+                raise UserError(f"HF Jobs refuses the job: {first_line(error)}") from error
+            say(f"note: the Hub did not confirm the job ({first_line(error)}); looking whether it runs")
+        time.sleep(pause)
         pause = min(2 * pause, 60)
 
 
-def follow(api: HfApi, job: JobInfo) -> int:
-    """Print the job's log until it ends, each line once, through lost connections. Returns its exit code.
+def follow(api: HfApi, job: JobInfo) -> JobInfo:
+    """Print the job's log until it ends, each line once, through lost connections. Returns the job as it ended.
 
     Raises:
         UserError: the Hub does not answer for `PATIENCE` seconds, or refuses the log.
     """
-    from recipe.hub import in_a_line, is_transient
+    from recipe.hub import first_line, is_transient
 
-    asked = partial(api.inspect_job, job_id=job.id, namespace=job.owner.name)
     shown, failures = 0, 0
     while True:
-        now = patiently("asking for the job", asked)
-        ended = now.status.stage in ENDED  # asked before the log is read, which is then the whole of it
+        now = ask("asking for the job", partial(api.inspect_job, job_id=job.id, namespace=job.owner.name))
+        ended = now.status.stage in ENDED  # asked before the log is read, which is complete then
         try:
             lines = api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=not ended)
             for number, line in enumerate(lines, 1):
@@ -79,27 +146,17 @@ def follow(api: HfApi, job: JobInfo) -> int:
         except Exception as error:
             failures += ended
             if is_transient(error) and failures < LAST_TRIES:
-                time.sleep(2)
+                time.sleep(2 * POLL)
                 continue
             if not ended:
-                raise UserError(f"the log of {job.id} cannot be read ({in_a_line(error)}); the job goes on") from error
-            say(f"note: the end of the log cannot be read ({in_a_line(error)})")
+                raise UserError(
+                    f"the log of {job.id} cannot be read ({first_line(error)}); the job runs on"
+                ) from error
+            say(f"note: the end of the log cannot be read ({first_line(error)})")
         if ended:
             say(f"{job.id}: {now.status.stage} {now.status.message or ''}".rstrip())
-            return exit_code(now)
-        time.sleep(1)
-
-
-def patiently(what: str, call: Callable[[], Result]) -> Result:
-    """`call()`, again after failures that pass.
-
-    Raises:
-        UserError: none succeeded within `PATIENCE` seconds.
-    """
-    from recipe.hub import plainly, retry
-
-    with plainly(what):
-        return retry(what, call, time.monotonic() + PATIENCE)
+            return now
+        time.sleep(POLL)
 
 
 def exit_code(job: JobInfo) -> int:
@@ -114,19 +171,16 @@ def exit_code(job: JobInfo) -> int:
     return TIMEOUT_EXIT if "timeout" in message.lower() else 1
 
 
-def table(jobs: list[JobInfo]) -> str:
-    """One line for each job, newest first."""
-    rows = [("JOB", "STAGE", "FLAVOR", "STARTED", "RAN", "MODEL", "")]
-    for job in jobs:
-        seconds = (job.durations.running_secs if job.durations else None) or 0
-        ran = f"{seconds // 3600}:{seconds // 60 % 60:02d}"
-        started = f"{job.started_at:%Y-%m-%d %H:%M}" if job.started_at else "-"
-        model = (job.labels or {}).get("model", "").replace("--", "/")
-        rows.append((job.id, str(job.status.stage), str(job.flavor), started, ran, model, job.status.message or ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+def ask(what: str, call: Callable[[], Result]) -> Result:
+    """`call()`, repeated after passing failures.
+
+    Raises:
+        UserError: the Hub refuses, or none succeeded within `PATIENCE` seconds.
+    """
+    from recipe.hub import as_user_errors, with_retries
+
+    with as_user_errors(what):
+        return with_retries(what, call, time.monotonic() + PATIENCE)
 
 
 def show_retries() -> None:

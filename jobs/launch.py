@@ -1,37 +1,51 @@
 """The same image on HF Jobs, with everything checked before it costs anything.
 
-    python jobs/launch.py --flavor a10g-large --dry-run -- --data USER/CROWD --hub_model_id USER/DETECTOR
-    python jobs/launch.py --flavor a10g-large --until-done -- --data USER/CROWD --hub_model_id USER/DETECTOR
+    python jobs/launch.py --flavor a10g-large --try -- --data USER/CROWD
+    python jobs/launch.py --flavor a10g-large --until-done --max_cost 60 -- --data USER/CROWD
     python jobs/launch.py --status
 
 What stands after `--` are flags of `recipe train`. The exit code is the job's; 75: its time was up, and the same
-command goes on. Standard library only until there is something to ask the Hub.
+command resumes. Standard library only until there is something to ask the Hub.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
 import sys
+import uuid
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import preflight
-from jobs.job import PROJECT, follow, patiently, say, show_retries, submit, table
-from jobs.plan import Plan, Target, hours, schedule
-from recipe.config import DEADLINE_EXIT, Config, parse_train
+from jobs.chain import MAX_JOBS
+from jobs.job import (
+    ENDED,
+    PROJECT,
+    JobRequest,
+    ask,
+    exit_code,
+    find_jobs,
+    follow,
+    parse_volume,
+    say,
+    show_retries,
+    start_once,
+)
+from jobs.plan import hours, schedule
+from jobs.preflight import Findings, check
+from recipe.config import DEADLINE_EXIT
 from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
-    from transformers import TrainingArguments
+
+    from recipe.arguments import Arguments
 
 DETACHED_EXIT = 130  # as a shell has it after Ctrl-C
+TRY_SECONDS = 20 * 60
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,21 +56,32 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train on HF Jobs: checks everything first, starts the job once, follows its log.",
         allow_abbrev=False,
     )
-    parser.add_argument("--flavor", help="machine, such as a10g-large; a wrong name lists all with their prices")
-    parser.add_argument(
-        "--image", help="image in a public registry, or hf.co/spaces/USER/NAME; default: NAMESPACE/recipe"
+    add = parser.add_argument
+    add("--flavor", help="machine, such as a10g-large; a wrong name lists all with their prices")
+    add("--image", help="image in a public registry, or hf.co/spaces/USER/NAME; default: NAMESPACE/recipe")
+    add("--timeout", type=hours, help="such as 12h or 90m; default: from the pace, else 12h")
+    add("--namespace", help="user or organisation that pays; default: the token's user")
+    add("--attempts", type=int, default=1, help="how often the Hub itself runs a failed command")
+    add("--pace-from", type=Path, metavar="RUN_DIR", help="an earlier run, for the hours and the costs")
+    add("--pace", type=float, metavar="IMAGES", help="training images per second on this flavor")
+    add("--until-done", action="store_true", help="a job whose time is up starts the next one itself")
+    add("--max-jobs", type=int, default=MAX_JOBS, help="with --until-done: how many at most")
+    add("--max-cost", type=float, metavar="DOLLARS", help="no job is started that could pass this, with those before")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="variable of the job")
+    add("--secret", action="append", default=[], metavar="NAME", help="variable of this machine, for the job alone")
+    add("--volume", action="append", default=[], metavar="hf://...:/DIR", help="as `hf jobs run --volume` has it")
+    add("--bucket", metavar="USER/NAME", help="bucket that is mounted at --output_dir, so that all of it survives")
+    add("--ssh", action="store_true", help="let `hf jobs ssh` into the job")
+    add("--resource-group-id", metavar="ID", help="of an organisation, for its spending limits")
+    add(
+        "--try",
+        dest="try_",
+        action="store_true",
+        help="a job of minutes first: image, driver, rights, pace and the pilot",
     )
-    parser.add_argument("--timeout", type=hours, help="such as 12h or 90m; default: from the pace, else 12h")
-    parser.add_argument("--namespace", help="user or organisation that pays; default: the token's user")
-    parser.add_argument("--attempts", type=int, default=1, help="how often the Hub itself runs a failed command")
-    parser.add_argument(
-        "--pace-from", type=Path, metavar="RUN_DIR", help="an earlier run, for the hours and the costs"
-    )
-    parser.add_argument("--pace", type=float, metavar="IMAGES", help="training images per second on this flavor")
-    parser.add_argument("--until-done", action="store_true", help="start the next job while one ends by its deadline")
-    parser.add_argument("--detach", action="store_true", help="do not follow the log")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the job as JSON, stop")
-    parser.add_argument("--status", action="store_true", help="list this project's jobs")
+    add("--detach", action="store_true", help="do not follow the log")
+    add("--dry-run", action="store_true", help="check everything, print the job as JSON, stop")
+    add("--status", action="store_true", help="list this project's jobs")
     return parser
 
 
@@ -72,9 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--flavor is missing, such as --flavor a10g-large")
     show_retries()
     try:
-        if options.status:
-            return status(options.namespace)
-        return launch(options, argv[cut + 1 :])
+        return status(options.namespace) if options.status else launch(options, argv[cut + 1 :])
     except UserError as error:
         say(f"error: {error}")
         return 2
@@ -82,23 +105,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace, training: list[str]) -> int:
     """The recipe of a launch: the flags, the Hub's side, the time and the costs, the job."""
-    config, rest = parse_train(training)
-    args = check_training_flags(config, rest)
+    from recipe.arguments import parse
+
+    args = parse(training, on_gpu=True)  # whatever this machine has
+    if args.hub_token is not None:
+        raise UserError("--hub_token: a job's command can be read by others; the job gets your token as a secret")
+    own = job_settings(options, args)
     from huggingface_hub import HfApi
 
-    from recipe.hub import impatiently
+    from recipe.hub import short_timeouts
 
-    api, token = HfApi(), own_token()
-    with impatiently():
-        target = check_hub(api, options, config, args)
-    plan = schedule(options, config, args, target)
-    order = make_order(options, training, token, target, plan)
+    api = HfApi()
+    with short_timeouts():
+        found = check(api, options, args)
+    labels = {**PROJECT, "name": found.model.split("/")[-1], "chain": uuid.uuid4().hex[:16], "link": "1"}
+    if options.try_:
+        command, seconds = try_command(args, found), TRY_SECONDS
+    else:
+        timeout, max_hours = schedule(options, args, found)
+        command, seconds = train_command(options, training, found, max_hours), round(timeout * 3600)
+        labels["model"] = model_label(found.model)
+    own["secrets"] |= {"TRACKIO_WRITE_TOKEN": found.write_token} if found.write_token else {}
+    own["env"] |= {"TRACKIO_SERVER_URL": found.server} if found.server else {}
+    request = JobRequest(
+        namespace=found.namespace, image=found.image, command=command, timeout=seconds, labels=labels, **own
+    )
     if options.dry_run:
-        from huggingface_hub._jobs_api import _create_job_spec  # by which `run_job` makes what it sends
-
-        print(json.dumps(_create_job_spec(**order) | {"secrets": list(order["secrets"])}, indent=2))
+        print(request.to_json(indent=2))
         return 0
-    return run(api, options, order, target)
+    job = None if options.try_ else job_at_work(api, found)
+    if job is not None:
+        say(f"note: {job.id} trains {found.model} already; no other is started")
+    job = job or start_once(api, request)
+    announce(job, found, options.ssh)
+    return 0 if options.detach else watch(api, job)
 
 
 def own_token() -> str:
@@ -110,145 +150,115 @@ def own_token() -> str:
     return token
 
 
-def check_training_flags(config: Config, rest: list[str]) -> TrainingArguments:
-    """Let the recipe and transformers judge the other flags, as on a job with a GPU, whatever this machine has.
-
-    Only whether the GPU can do what --tf32 and --bf16 ask for is left to the job itself.
-    """
-    from recipe.train import training_arguments
-
-    args = training_arguments(config, ["--bf16", "true", *rest, "--tf32", "false", "--use_cpu", "true"])
-    if args.hub_token is not None:
-        raise UserError("--hub_token: a job's command can be read by others; the job gets your token as a secret")
-    return args
-
-
-def check_hub(api: HfApi, options: argparse.Namespace, config: Config, args: TrainingArguments) -> Target:
-    """Token, flavor, data, weights, model repo, dashboard and image, cheapest first; prints what it finds."""
-    from recipe.hub import check_rights, check_write_access, full_id
-
-    user = patiently("asking the Hub who we are", api.whoami)
-    namespace = options.namespace or user["name"]
-    check_rights(user, namespace, "job.write")
-    say(f"token      {user['name']} may start jobs in {namespace}")
-    machine = preflight.flavor(patiently("asking for the machines", api.list_jobs_hardware), options.flavor)
-    say(f"machine    {machine.name}, ${preflight.hourly(machine):.2f} an hour")
-    images = patiently("looking at the data", lambda: preflight.dataset(api, config)) if config.data else {}
-    say(f"data       {config.data or 'the built-in sample'} {images or ''}".rstrip())
-    default = f"{namespace}/{(config.data or 'recipe-pilot').split('/')[-1]}-detector"
-    model = full_id(args.hub_model_id or default, user)
-    say(f"model      {check_write_access(model)}")
-    find = partial(preflight.earlier_run, api, model, config, args, machine)
-    record = patiently("looking at the model repo", find)
-    if record:
-        say(f"           it holds this run already, begun {record['started']}: the job goes on with it")
-    else:
-        for name in ("backbone", "detr_init"):
-            say(f"weights    {preflight.pretrained(name, getattr(config, name))}")
-    space, server, write_token = dashboard(args, namespace)
-    if space is not None:
-        space = full_id(space, user)
-    say(f"dashboard  {check_write_access(space, 'space') if space else server or 'none'}")
-    image = options.image or f"hf.co/spaces/{namespace}/recipe"
-    known, words = patiently("looking at the image", lambda: preflight.image(api, image, args))
-    say(f"image      {words}" if known else f"note: image {words}")
-    return Target(namespace, image, model, space, server, write_token, machine, images, record)
-
-
-def dashboard(args: TrainingArguments, namespace: str) -> tuple[str | None, str | None, str | None]:
-    """The job's Trackio Space, or else the address and the write token of a server: the job's own disk will be gone.
+def job_settings(options: argparse.Namespace, args: Arguments) -> dict[str, Any]:
+    """What of the job stands on the command line as it is: fields of `JobRequest`.
 
     Raises:
-        UserError: TRACKIO_SERVER_URL is no address; what it holds is not shown, a token may be part of it.
+        UserError: a variable without its value, or a volume that cannot be read.
     """
-    from trackio.utils import parse_trackio_server_url, resolve_space_id_and_server_url
-
-    if "trackio" not in args.report_to:
-        return None, None, None
-    space, address = resolve_space_id_and_server_url(args.trackio_space_id, None)
-    if not address:
-        return space or f"{namespace}/trackio", None, None
-    server, token = parse_trackio_server_url(address)
-    if not re.match("https?://", server):
-        raise UserError("TRACKIO_SERVER_URL: must begin with http:// or https://; unset it to log to a Space")
-    return None, server, token or os.environ.get("TRACKIO_WRITE_TOKEN")
-
-
-def make_order(
-    options: argparse.Namespace, training: list[str], token: str, target: Target, plan: Plan
-) -> dict[str, Any]:
-    """The job itself, as arguments of `run_job`: the user's flags, and those that every job needs."""
-    command = ["recipe", "train", *training]
-    command += ["--max_hours", f"{plan.max_hours:.3f}", "--hub_model_id", target.model, "--push_to_hub"]
-    if target.space is not None:
-        command += ["--trackio_space_id", target.space]
-    secrets = {"HF_TOKEN": token, "TRACKIO_WRITE_TOKEN": target.write_token}
+    secrets = {"HF_TOKEN": own_token()}
+    for name in options.secret:
+        if name not in os.environ:
+            raise UserError(f"--secret {name}: not set here; `export {name}=...` first, its value is not printed")
+        secrets[name] = os.environ[name]
+    if wrong := [pair for pair in options.env if "=" not in pair]:
+        raise UserError(f"--env {wrong[0]}: give NAME=VALUE; `--secret NAME` takes the value from this machine")
+    volumes = list(options.volume)
+    if options.bucket:  # the same folder in the bucket as in the image, which works in /
+        folder = args.output_dir.strip("/")
+        volumes.append(f"hf://buckets/{options.bucket}/{folder}:/{folder}")
     return {
-        "image": target.image,
-        "command": command,
-        "env": {"TRACKIO_SERVER_URL": target.server} if target.server else {},
-        "secrets": {name: value for name, value in secrets.items() if value},
-        "flavor": target.machine.name,
-        "timeout": round(plan.timeout * 3600),
+        "flavor": options.flavor,
         "attempts": options.attempts,
-        "labels": {**PROJECT, "model": target.model.replace("/", "--"), "name": target.model.split("/")[-1]},
+        "env": dict(pair.split("=", 1) for pair in options.env),
+        "secrets": secrets,
+        "volumes": [parse_volume(text) for text in volumes],
+        "ssh": options.ssh,
+        "resource_group_id": options.resource_group_id,
     }
 
 
-def run(api: HfApi, options: argparse.Namespace, order: dict[str, Any], target: Target) -> int:
-    """Start the job and follow it; with --until-done the next one too, until the training is over."""
+def train_command(options: argparse.Namespace, training: list[str], found: Findings, max_hours: float) -> list[str]:
+    """The user's flags, and those that every job needs; with --until-done as one job of a chain."""
+    command = ["recipe", "train", *training]
+    command += ["--max_hours", f"{max_hours:.3f}", "--hub_model_id", found.model, "--push_to_hub"]
+    if found.space is not None:
+        command += ["--trackio_space_id", found.space]
+    if not options.until_done:
+        return command
+    limits = ["--max_cost", f"{options.max_cost:g}"] if options.max_cost is not None else []
+    chain = ["python", "-m", "jobs.chain", "--model", found.model, "--max_jobs", str(options.max_jobs)]
+    return [*chain, *limits, "--", *command]
+
+
+def try_command(args: Arguments, found: Findings) -> list[str]:
+    """What shows within minutes that image, driver and token are right, how fast a step is, and that training runs."""
+    doctor = ["recipe", "doctor", "--pace", "--backbone", args.backbone, "--hub_model_id", found.model]
+    return ["sh", "-c", f"{shlex.join(doctor)} && recipe train --preset pilot --report_to none"]
+
+
+def model_label(model: str) -> str:
+    """USER/NAME as a label may be."""
+    return model.replace("/", "--")
+
+
+def job_at_work(api: HfApi, found: Findings) -> JobInfo | None:
+    """The job that trains this model now: a second one would push to the same repo, and be paid too."""
+    jobs = find_jobs(api, found.namespace, model=model_label(found.model))
+    return next((job for job in jobs if job.status.stage not in ENDED), None)
+
+
+def watch(api: HfApi, job: JobInfo) -> int:
+    """Follow a job, and those that it starts. Returns the exit code of the last; no job depends on it."""
     while True:
-        before = head(api, target.model)
-        job = submit(api, target.namespace, order)
-        announce(job, target)
-        if options.detach:
-            return 0
         try:
-            code = follow(api, job)
+            ended = follow(api, job)
         except KeyboardInterrupt:
-            say(f"detached: the job goes on, and costs. Stop it with `hf jobs cancel {job.owner.name}/{job.id}`")
+            say(f"detached: the job runs on, and costs. Stop it with `hf jobs cancel {job.owner.name}/{job.id}`")
             return DETACHED_EXIT
-        if code != DEADLINE_EXIT:
+        labels = ended.labels or {}
+        successors = find_jobs(api, job.owner.name, chain=labels["chain"], link=str(int(labels["link"]) + 1))
+        if not successors:
+            if (code := exit_code(ended)) == DEADLINE_EXIT:
+                say("the time was up: the same command resumes the training")
             return code
-        if not options.until_done:
-            say("the time was up: the same command goes on with the training")
-            return code
-        if head(api, target.model) == before:
-            raise UserError(
-                f"{job.id} had to stop before it pushed anything to {target.model}; give a longer --timeout"
-            )
-        say("the time was up: the next job goes on")
+        job = successors[0]
 
 
-def head(api: HfApi, model: str) -> str | None:
-    """The newest commit of the model repo; None while there is none."""
-    return patiently(f"looking at {model}", lambda: api.model_info(model).sha if api.repo_exists(model) else None)
-
-
-def announce(job: JobInfo, target: Target) -> None:
-    """Where the job is to be seen, and how it is watched, stopped and gone on with."""
+def announce(job: JobInfo, found: Findings, ssh: bool) -> None:
+    """Where the job is to be seen, and how it is watched, entered, stopped and resumed."""
     name = f"{job.owner.name}/{job.id}"
     say(f"job        {job.id}")
     say(f"page       {job.url}")
-    if target.space or target.server:
-        say(f"dashboard  {f'{job.endpoint}/spaces/{target.space}' if target.space else target.server}")
-    say(f"model      {job.endpoint}/{target.model}")
+    if found.space or found.server:
+        say(f"dashboard  {f'{job.endpoint}/spaces/{found.space}' if found.space else found.server}")
+    say(f"model      {job.endpoint}/{found.model}")
     say(f"watch      hf jobs logs --follow {name}")
+    say(f"stats      hf jobs stats {name}")
+    if ssh:
+        say(f"shell      hf jobs ssh {name}")
     say(f"cancel     hf jobs cancel {name}")
     say(f"resume     python {shlex.join(sys.argv)}")
 
 
 def status(namespace: str | None) -> int:
-    """List this project's jobs, newest first."""
+    """Print one line for each job of this project, newest first."""
     from huggingface_hub import HfApi
 
-    from recipe.hub import impatiently
+    from recipe.hub import short_timeouts
 
     api = HfApi(token=own_token())
-    with impatiently():
-        owner = namespace or patiently("asking the Hub who we are", api.whoami)["name"]
-        jobs = patiently("listing the jobs", lambda: list(api.list_jobs(namespace=owner, labels=PROJECT)))
-    print(table(jobs) if jobs else f"no jobs of this project in {owner}")
+    with short_timeouts():
+        owner = namespace or ask("asking the Hub who we are", api.whoami)["name"]
+        jobs = find_jobs(api, owner)
+    for job in jobs:
+        seconds = (job.durations.running_secs if job.durations else None) or 0
+        ran = f"{seconds // 3600}:{seconds // 60 % 60:02d}"
+        started = f"{job.started_at:%Y-%m-%d %H:%M}" if job.started_at else "-"
+        model = (job.labels or {}).get("model", "").replace("--", "/")
+        print(f"{job.id}  {job.status.stage:10}  {job.flavor:12}  {started:16}  {ran:>6}  {model}".rstrip())
+    if not jobs:
+        print(f"no jobs of this project in {owner}")
     return 0
 
 

@@ -1,6 +1,6 @@
 """What a job takes: hours, dollars, and a timeout that holds them.
 
-plan = schedule(options, config, args, target)
+timeout, max_hours = schedule(options, args, found)
 """
 
 from __future__ import annotations
@@ -9,87 +9,68 @@ import argparse
 import math
 import re
 import sys
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from jobs.job import say
-from jobs.preflight import hourly
-from recipe.config import Config
-from recipe.pace import Pace, peak_tflops
+from jobs.preflight import Findings, hourly
+from recipe.pace import START_HOURS, Pace, computed_rate, cost_table
+from recipe.record import RunRecord
 from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import JobHardwareInfo
-    from transformers import TrainingArguments
+
+    from recipe.arguments import Arguments
 
 DEFAULT_HOURS = 12.0  # the job's timeout where no pace is known; the Hub's own default is 30 minutes
-START_HOURS = 1 / 3  # to fetch image, data and backbone, and to push at the end
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a job works on, as found on the Hub."""
+def schedule(options: argparse.Namespace, args: Arguments, found: Findings) -> tuple[float, float]:
+    """Print the expected hours and costs.
 
-    namespace: str
-    image: str
-    model: str
-    space: str | None  # of Trackio; None where a server is given, or nothing is logged
-    server: str | None  # its address, without the token
-    write_token: str | None  # of the server
-    machine: JobHardwareInfo
-    images: dict[str, int]  # per split; empty for the built-in sample
-    record: dict[str, Any]  # run.json of the run that goes on; empty for a new one
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The job's time in hours."""
-
-    timeout: float
-    max_hours: float  # of training: at its end the recipe stops by itself, before the Hub kills it
-
-
-def schedule(options: argparse.Namespace, config: Config, args: TrainingArguments, target: Target) -> Plan:
-    """The expected hours and costs, and a timeout above them.
+    Returns:
+        Hours until the Hub kills the job, and hours of training, after which the recipe stops by itself before that.
 
     Raises:
-        UserError: the timeout cannot hold the first epoch.
+        UserError: the timeout cannot hold the first epoch, or --max_cost not the first job.
     """
-    pace = find_pace(options, config, args, target)
+    pace, price = find_pace(options, args, found), hourly(found.machine)
     evaluation = pace.hours_of_evaluation if pace else 0.0
     timeout = options.timeout or (math.ceil(pace.hours * 1.15 + START_HOURS + evaluation) if pace else DEFAULT_HOURS)
     # At the deadline the epoch's evaluation may still have to run. Without a pace: a sixth of the time for it.
-    reserve = START_HOURS + evaluation if pace else START_HOURS + timeout / 6
-    plan = Plan(timeout, min(timeout - min(reserve, 0.3 * timeout), config.max_hours or math.inf))
-    price = hourly(target.machine)
+    reserve = START_HOURS + (evaluation if pace else timeout / 6)
+    max_hours = min(timeout - min(reserve, 0.3 * timeout), args.max_hours or math.inf)
     if pace is None:
-        say(
-            "time       unknown: no pace was measured. Give --pace-from RUN_DIR (a run writes its pace after 50 steps)"
-        )
+        say("time       unknown: no pace was measured. Give --pace-from RUN_DIR (a run writes one), or --try first")
     else:
         say(
             f"time       {pace.hours:.1f} h, ${pace.hours * price:.2f}, for {pace.epochs:.4g} epochs at "
             f"{pace.images_per_second:.2f} images/s"
         )
+        if options.dry_run:
+            say(cost_table(pace, {each.name: (gpus(each), hourly(each)) for each in found.machines}))
         first = min(pace.hours_per_epoch, pace.hours)  # a run may be shorter than an epoch
-        if plan.max_hours < first:
+        if max_hours < first:
             least = math.ceil(first + START_HOURS + evaluation)
             raise UserError(
                 f"--timeout {timeout:g}h cannot hold the first epoch, which takes {first:.1f} h on "
-                f"{target.machine.name} besides the start and the end of the job: give --timeout {least}h"
+                f"{found.machine.name} besides the start and the end of the job: give --timeout {least}h"
             )
-        if plan.max_hours < pace.hours and not options.until_done:
-            say(f"note: {timeout:g} h do not hold the whole run; --until-done starts the jobs that go on with it")
-    say(f"timeout    {timeout:g} h, ${timeout * price * options.attempts:.2f} at most")
-    return plan
+        if max_hours < pace.hours and not options.until_done:
+            say(f"note: {timeout:g} h do not hold all epochs; with --until-done each job starts the next")
+    dearest = timeout * price * options.attempts
+    say(f"timeout    {timeout:g} h, ${dearest:.2f} at most")
+    if options.max_cost is not None and dearest > options.max_cost:
+        raise UserError(f"--max_cost {options.max_cost:g}: one job may cost ${dearest:.2f}; give a shorter --timeout")
+    return timeout, max_hours
 
 
-def find_pace(options: argparse.Namespace, config: Config, args: TrainingArguments, target: Target) -> Pace | None:
+def find_pace(options: argparse.Namespace, args: Arguments, found: Findings) -> Pace | None:
     """Images per second on the flavor: as given, or measured by a run here or on the Hub and carried over."""
-    limits = {"train": config.max_train_images, "validation": config.max_val_images}
-    images = [min(target.images.get(split, 0), limit or sys.maxsize) for split, limit in limits.items()]
-    card = target.machine.accelerator
-    gpu = f"{card.quantity} x {card.model}" if card else "CPU"
+    limits = {"train": args.max_train_images, "validation": args.max_val_images}
+    images = [min(found.images.get(split, 0), limit or sys.maxsize) for split, limit in limits.items()]
+    gpu, card = gpus(found.machine), found.machine.accelerator
     if not images[0]:
         return None
     epochs = args.num_train_epochs
@@ -99,18 +80,25 @@ def find_pace(options: argparse.Namespace, config: Config, args: TrainingArgumen
     work = Pace(options.pace or 1.0, gpu, images[0], images[1], epochs)
     if options.pace:
         return work
-    try:
-        found = Pace.read(options.pace_from) if options.pace_from else Pace.of(target.record)
-    except ValueError as error:
+    record = RunRecord.read(options.pace_from) if options.pace_from else found.record
+    measured = Pace.read(record.pace) if record else None
+    if measured is None:
         if options.pace_from:
-            raise UserError(f"--pace-from {error}") from error
+            raise UserError(
+                f"--pace-from {options.pace_from}: holds no pace; a run writes one after its first 50 steps"
+            )
         return None
-    there = replace(work, images_per_second=found.images_per_second, device=found.device).on(gpu)
+    there = replace(work, images_per_second=measured.images_per_second, device=measured.device).on(gpu)
     if there is None:
-        say(f"note: a pace on {found.device} says nothing of {gpu}; --pace IMAGES gives one")
-    elif peak_tflops(found.device) != peak_tflops(gpu):
-        say(f"note: the pace is an estimate, from {found.device} by the peak bf16 TFLOPS of both GPUs")
+        say(f"note: a pace on {measured.device} says nothing of {gpu}; --pace IMAGES gives one")
+    elif computed_rate(measured.device) != computed_rate(gpu):
+        say(f"note: the pace is an estimate, from {measured.device} by the images/s computed for both GPUs")
     return there
+
+
+def gpus(machine: JobHardwareInfo) -> str:
+    """The GPUs of a machine, such as "1 x A10G"."""
+    return f"{machine.accelerator.quantity} x {machine.accelerator.model}" if machine.accelerator else "CPU"
 
 
 def hours(text: str) -> float:

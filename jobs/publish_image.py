@@ -9,15 +9,17 @@ What is sent is what the Dockerfile copies, as it lies in this checkout, with it
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.job import PATIENCE, patiently, say, show_retries
-from jobs.preflight import BUILDING, READY
+from jobs.image import BUILDING, READY
+from jobs.job import ask, say, show_retries
 from recipe.schema import UserError
 from recipe.version import commit, lock
 
@@ -71,7 +73,7 @@ def publish(options: argparse.Namespace) -> int:
     if stage in READY:
         print(f"built: give it to jobs/launch.py as --image hf.co/spaces/{space}")
         return 0
-    log = patiently("reading the log", lambda: list(api.fetch_space_logs(space, build=stage == "BUILD_ERROR")))
+    log = ask("reading the log", lambda: list(api.fetch_space_logs(space, build=stage == "BUILD_ERROR")))
     say("".join(log))
     say(f"error: the build of {space} ended as {stage}; its log is above")
     return 1
@@ -83,58 +85,48 @@ def create(api: HfApi, space: str, *, private: bool) -> str:
     Raises:
         UserError: the Hub does not let this user have a private Space.
     """
-    from huggingface_hub.errors import HfHubHTTPError
+    from recipe.hub import HubAway
 
-    from recipe.hub import in_a_line, is_transient
-
-    def ask() -> str:
-        try:
-            return api.create_repo(
-                space, repo_type="space", space_sdk="docker", private=private, exist_ok=True
-            ).repo_id
-        except HfHubHTTPError as error:
-            if is_transient(error) or not private:
-                raise
-            raise UserError(
-                f"{space}: cannot be made private ({in_a_line(error)}); --public makes it public"
-            ) from error
-
-    return patiently(f"creating {space}", ask)
-
-
-def contents(folder: Path) -> dict[str, Path]:
-    """The files of the Space, by their path in it; the two that are others than here are written into `folder`."""
-    modules = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
-    found = {str(path.relative_to(ROOT)): path for path in (*(ROOT / name for name in FILES), *modules)}
-    # The Hub gives its builds no arguments, so these two become the defaults.
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    for name, value in (("COMMIT", commit()), ("LOCK", lock())):
-        assert f"ARG {name}=unknown" in dockerfile, name
-        dockerfile = dockerfile.replace(f"ARG {name}=unknown", f"ARG {name}={value}")
-    (folder / "Dockerfile").write_text(dockerfile + ANSWER)
-    (folder / "README.md").write_text(HEADER + (ROOT / "README.md").read_text())
-    return found | {path.name: path for path in folder.iterdir()}
+    make = partial(api.create_repo, space, repo_type="space", space_sdk="docker", private=private, exist_ok=True)
+    try:
+        return ask(f"creating {space}", make).repo_id
+    except UserError as error:
+        hint = "; --public makes it public" if private and not isinstance(error, HubAway) else ""
+        raise UserError(f"{error}{hint}") from error
 
 
 def upload(api: HfApi, space: str) -> bool:
-    """Make the Space hold these files and no others, in one commit. Returns whether anything changed."""
-    from recipe.commits import head, send_files
-    from recipe.hub import plainly, retry
+    """Make the Space hold the build and nothing else, in one commit. Returns whether anything changed."""
 
-    title, deadline = f"recipe {commit()[:7]}", time.monotonic() + PATIENCE
+    def head() -> str | None:
+        return ask(f"looking at {space}", lambda: api.space_info(space).sha)
+
+    before, title = head(), f"recipe {commit()[:7]}"
     with tempfile.TemporaryDirectory() as folder:
-        files = contents(Path(folder))
-        with plainly(f"sending the build to {space}"):
-            before, there = retry(f"reading {space}", lambda: head(api, space, "space"), deadline)
-            stale = there.keys() - files.keys() - {".gitattributes"}
-            return send_files(api, space, files, title, deadline, kind="space", delete=stale) != before
+        write_build(Path(folder))
+        send = partial(api.upload_folder, repo_id=space, repo_type="space", folder_path=folder, delete_patterns="*")
+        ask(f"sending the build to {space}", lambda: send(commit_message=title))
+    return head() != before
+
+
+def write_build(folder: Path) -> None:
+    """The files of the Space: those of this checkout, but for its card and the end of its Dockerfile."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / name)
+    dockerfile = (ROOT / "Dockerfile").read_text() + ANSWER
+    for name, value in (("COMMIT", commit()), ("LOCK", lock())):  # the Hub gives its builds no arguments
+        dockerfile = dockerfile.replace(f"ARG {name}=unknown", f"ARG {name}={value}")
+    (folder / "Dockerfile").write_text(dockerfile)
+    (folder / "README.md").write_text(HEADER + (ROOT / "README.md").read_text())
 
 
 def wait(api: HfApi, space: str, grace: float) -> str:
     """The stage in which the build ends. Within `grace` seconds a stage may still be that of the build before."""
     begun, stage = time.monotonic() + grace, ""
     while True:
-        before, stage = stage, str(patiently(f"asking for {space}", lambda: api.get_space_runtime(space)).stage)
+        before, stage = stage, str(ask(f"asking for {space}", lambda: api.get_space_runtime(space)).stage)
         if stage != before:
             say(f"{space}: {stage}")
         if stage in BUILDING:

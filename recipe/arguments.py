@@ -72,7 +72,8 @@ class Arguments(TrainingArguments, Config):
         for name, allowed in RANGES.items():
             if (value := getattr(self, name)) is not None:
                 allowed.check(name, value)
-        compiled, self.torch_compile = self.torch_compile, False  # transformers would compile the loss too: minutes
+        compiled = bool(vars(self)["torch_compile"])
+        self.torch_compile = False  # transformers would compile the loss too: minutes
         TrainingArguments.__post_init__(self)
         self.torch_compile = compiled
 
@@ -100,6 +101,8 @@ def parse(argv: Sequence[str], *, on_gpu: bool | None = None) -> Arguments:
     parser.error = refuse
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     defaults = TRAINING | (PILOT_TRAINING if own["preset"] == "pilot" else {})
+    if gpu:
+        defaults = defaults | {"accelerator_config": {"non_blocking": True}}  # pinned memory: copies wait for nothing
     parser.set_defaults(**defaults, bf16=gpu, use_cpu=not gpu, disable_tqdm=not sys.stderr.isatty())
     values, unknown = parser.parse_known_args(rest)
     if unknown:

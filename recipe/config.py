@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 DEADLINE_EXIT = 75  # EX_TEMPFAIL, of `recipe train`: not finished, the same command resumes
+PATCH = 16  # side of a patch of the backbone, in pixels
 DIVERGED_EXIT = 70  # EX_SOFTWARE: a loss, an evaluation or a weight is not finite
 
 
@@ -149,7 +150,6 @@ TRAINING: dict[str, Any] = {
     "logging_steps": 50,
     "logging_first_step": True,
     "logging_nan_inf_filter": False,  # the default hides a non-finite loss; here it stops the run
-    "accelerator_config": {"non_blocking": True},  # copies from pinned memory wait for nothing
     "dataloader_num_workers": 8,
     "dataloader_persistent_workers": True,  # two forks of the parent instead of two per epoch
     "remove_unused_columns": False,  # the collator needs every column

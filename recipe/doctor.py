@@ -1,55 +1,51 @@
-"""`recipe doctor`: everything that can be found out before hours are spent.
+"""`recipe doctor`: everything that can be found out before hours are spent; it takes the flags of `recipe train`.
 
-recipe doctor --pace
-recipe doctor --data USER/CROWD --backbone facebook/dinov3-vitl16-pretrain-lvd1689m --hub_model_id USER/MODEL
+recipe doctor
+recipe doctor --data USER/CROWD --hub_model_id USER/MODEL --output_dir outputs/run
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import shlex
 import shutil
-import statistics
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from recipe.arguments import Arguments, parse
+from recipe.data.dataset import CrowdDataset, load_split
+from recipe.data.geometry import Geometry
+from recipe.hub import check_read_access, check_write_access, is_repo_id, short_timeouts
+from recipe.model.backbone import large_backbone
+from recipe.model.detector import Detector, build_processor, detr_config, freeze
+from recipe.pace import Pace
 from recipe.schema import UserError
-
-if TYPE_CHECKING:
-    from transformers import DINOv3ViTConfig
+from recipe.training.memory import find_batch_size
+from recipe.training.run import device
 
 GIB = 2**30
-IMPORTS = ("torch", "torchvision", "transformers", "datasets", "accelerate", "trackio", "cv2", "simplejpeg")
-MIN_DISK = 10 * GIB  # ViT-L once, 8 checkpoints of the trainable part with its optimizer, and the Arrow cache's start
+IMPORTS = ("torch", "torchvision", "transformers", "datasets", "accelerate", "albumentations", "trackio", "cv2")
+MIN_DISK = 10 * GIB  # ViT-L once, and 8 checkpoints of the trained part with its optimizer
 # CUDA major version of the locked torch -> oldest NVIDIA driver that runs it (NVIDIA's CUDA compatibility table).
 OLDEST_DRIVER = {12: 525, 13: 580}
 Finding = tuple[str, bool | None, str]  # what, fine (None: worth knowing), in words
 
 
-def doctor(options: argparse.Namespace) -> int:
-    """Print a row for each check that the options ask for, as it is made. Returns 1 if any would stop a training."""
-    from recipe.hub import impatiently
-
-    checks = [imports(), gpu(), disk(Path(options.output_dir or "."))]
-    if options.pace:
-        checks.append(pace())
-    if options.data:
-        checks.append(dataset(options.data))
-    if options.backbone:
-        checks.append(backbone(options.backbone))
-    checks.append(token({"model": options.hub_model_id, "space": options.trackio_space_id}))
+def doctor(flags: Sequence[str]) -> int:
+    """Print a row for each check, as it is made. Returns 1 if any would stop a training."""
+    given = any(word.split("=")[0] in ("--data", "--preset") for word in flags)
+    args = parse([*flags] if given else ["--preset", "pilot", *flags])
+    checks = [imports(), gpu(), disk(Path(args.output_dir)), data(args), weights(args), repos(args), memory(args)]
     console, failed = Console(), 0
-    with impatiently():
+    with short_timeouts():
         for what, fine, words in chain.from_iterable(checks):
             row = Table(box=None, show_header=False)  # one for each: the next check may take a while
             for width in (5, 15, None):
@@ -57,15 +53,9 @@ def doctor(options: argparse.Namespace) -> int:
             row.add_row({True: "[green]ok", False: "[red]FAILS", None: "[yellow]note"}[fine], what, Text(words))
             console.print(row)
             failed += fine is False
-    print(f"{failed} to mend" if failed else f"ready: {training(options)}")
+    command = shlex.join(["recipe", "train", *([] if given else ["--preset", "pilot"]), *flags])
+    print(f"{failed} to mend" if failed else f"ready: {command}")
     return int(failed > 0)
-
-
-def training(options: argparse.Namespace) -> str:
-    """The command that was looked into, in full."""
-    names = ("data", "backbone", "hub_model_id", "trackio_space_id", "output_dir")
-    flags = [word for name in names if (value := getattr(options, name)) for word in (f"--{name}", value)]
-    return shlex.join(["recipe", "train", *([] if options.data else ["--preset", "pilot"]), *flags])
 
 
 def imports() -> Iterator[Finding]:
@@ -81,8 +71,6 @@ def imports() -> Iterator[Finding]:
 
 def gpu() -> Iterator[Finding]:
     """GPU, memory, and whether the driver is new enough for the locked CUDA."""
-    import torch
-
     yield "driver", *driver(torch.version.cuda, installed_driver())
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
@@ -124,97 +112,68 @@ def disk(folder: Path) -> Iterator[Finding]:
     yield "disk", free >= MIN_DISK, f"{free / GIB:.0f} GiB free at {there}, {MIN_DISK / GIB:.0f} are needed"
 
 
-def pace() -> Iterator[Finding]:
-    """Images per second of the training step, and what that would be on a10g-large."""
-    import torch
-
-    from recipe.model.detector import large_backbone
-    from recipe.pace import Pace
-    from recipe.training.run import device
-
-    if not torch.cuda.is_available():
-        yield "pace", None, "without a GPU there is none to measure"
-        return
-    found = Pace(step_rate(large_backbone(), 960, 1536, steps=12), device(), 0, 0, 0)
-    rate = f"{found.images_per_second:.2f} images/s"
-    yield "pace", None, f"{rate} of training with ViT-L at 960x1536, without the loader"
-    there = found.on("A10G")
-    if there is not None and "A10G" not in found.device:
-        rate = f"{there.images_per_second:.2f}"
-        yield "", None, f"about {rate} on a10g-large, by the peak bf16 TFLOPS of both: jobs/launch.py --pace {rate}"
-
-
-def step_rate(backbone: DINOv3ViTConfig, height: int, width: int, *, steps: int, batch: int = 2) -> float:
-    """Images per second of forward, loss, backward and update, on random images of 85 boxes and random weights."""
-    import torch
-    from transformers import DetrForObjectDetection
-
-    from recipe.config import parse_train
-    from recipe.data.batches import normalise
-    from recipe.model.detector import detr_config, freeze, initialise
-
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    model = DetrForObjectDetection(detr_config(parse_train(["--preset", "pilot"])[0], backbone))
-    initialise(model)
-    model = freeze(model, torch.bfloat16 if kind == "cuda" else torch.float32).to(kind).train()
-    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
-    boxes = torch.rand(85, 4, device=kind) * 0.3 + 0.05
-    size = torch.tensor([height, width], device=kind)
-    label = {"class_labels": torch.zeros(85, dtype=torch.long, device=kind), "boxes": boxes, "size": size}
-    times = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        pixels = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=kind)
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda"):
-            loss = model(**normalise({"pixel_values": pixels, "labels": [label] * batch})).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()  # waits for the GPU
-        times.append(time.perf_counter() - began)
-    return batch / statistics.median(times[steps // 3 :])
-
-
-def dataset(data: str) -> Iterator[Finding]:
+def data(args: Arguments) -> Iterator[Finding]:
     """Both splits open and hold the columns of the contract."""
-    from recipe.data.dataset import load_split
-
-    for split in ("train", "validation"):
+    for split in ("train", "validation") if args.data else ():
         try:
-            _, annotations, _ = load_split(data, split)
+            _, annotations, _ = load_split(str(args.data), split, revision=args.data_revision)
         except UserError as error:
             yield f"data {split}", False, str(error)
         else:
             yield f"data {split}", True, f"{len(annotations)} images, {int(annotations.counts.sum())} boxes"
 
 
-def backbone(name: str) -> Iterator[Finding]:
-    """The weights are in reach: a folder, or a gated repo whose licence was accepted."""
-    from recipe.hub import check_read_access, is_repo_id
+def weights(args: Arguments) -> Iterator[Finding]:
+    """Everything that is loaded is in reach: a folder, or a repo, whose licence was accepted where it is gated."""
+    for flag in ("backbone", "detr_init", "init_from"):
+        name = getattr(args, flag)
+        if name in (None, "tiny", "none") or (flag != "init_from" and args.init_from):
+            continue
+        if Path(name).is_dir():
+            there = any(Path(name).glob("*.safetensors"))
+            yield flag, there, name if there else f"{name} holds no safetensors file"
+        elif not is_repo_id(name):
+            yield flag, False, f"{name}: neither a folder nor the USER/NAME of a Hub repo; give `--{flag} DIR`"
+        else:
+            try:
+                yield flag, True, check_read_access(name)
+            except UserError as error:
+                optional = flag == "detr_init"  # without it the training starts from scratch, and says so
+                yield flag, None if optional else False, f"{error}; or give `--{flag} DIR`"
 
-    if name == "tiny":
-        yield "backbone", True, "tiny: random, nothing to fetch"
-        return
-    if Path(name).is_dir():
-        there = any(Path(name).glob("*.safetensors"))
-        yield "backbone", there, name if there else f"{name} holds no safetensors file"
-        return
-    if not is_repo_id(name):
-        yield "backbone", False, f"{name}: neither a folder nor the USER/NAME of a Hub repo; give `--backbone DIR`"
-        return
-    try:
-        yield "backbone", True, check_read_access(name)
-    except UserError as error:
-        yield "backbone", False, f"{error}; or give `--backbone DIR`"
 
-
-def token(repos: Mapping[str, str | None]) -> Iterator[Finding]:
+def repos(args: Arguments) -> Iterator[Finding]:
     """The token may write where the run will push: found now, not at the first upload."""
-    from recipe.hub import check_write_access
-
-    for kind, name in repos.items():
+    for kind, name in {"model": args.hub_model_id, "space": args.trackio_space_id}.items():
         if name:
             try:
-                yield f"{kind} repo", True, check_write_access(name, kind)
+                yield f"{kind} repo", True, check_write_access(name, kind, args.hub_token)
             except UserError as error:
                 yield f"{kind} repo", False, str(error)
+
+
+def memory(args: Arguments) -> Iterator[Finding]:
+    """The batch that fits, tried with random weights of ViT-L's shape; and the hours that the run takes."""
+    if not args.data:
+        return
+    try:
+        (source, train, _), (_, validation, _) = (load_split(args.data, split) for split in ("train", "validation"))
+    except UserError:
+        return  # `data` has said why
+    if not torch.cuda.is_available():
+        yield "memory", None, "without a GPU there is nothing to try; ViT-L at 960x1536 takes about 4 GB at batch 2"
+    else:
+        model = freeze(Detector(detr_config(args, large_backbone())), torch.bfloat16 if args.bf16 else torch.float32)
+        dataset = CrowdDataset(source, train, Geometry(args.shortest_edge, args.longest_edge))
+        try:
+            size = find_batch_size(args, model, build_processor(args, large_backbone()), dataset)
+            yield "memory", True, f"the densest images fit at batch {size} x {args.gradient_accumulation_steps}"
+        except UserError as error:
+            yield "memory", False, str(error)
+    estimate = Pace.computed(device(), len(train), len(validation), args.num_train_epochs)
+    if estimate is not None:
+        yield (
+            "hours",
+            None,
+            f"about {estimate.hours:.0f} for {estimate.epochs:g} epochs, by arithmetic (docs/guide.md)",
+        )

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from recipe.arguments import Arguments
-from recipe.config import TRAINING
 from recipe.data.dataset import CrowdDataset, load_split
 from recipe.data.geometry import Geometry
 from recipe.evaluation.metrics import DetectionMetrics
@@ -40,7 +39,7 @@ def evaluate(options: argparse.Namespace) -> int:
         output_dir=str(folder),
         per_device_eval_batch_size=options.batch_size,
         dataloader_num_workers=options.workers,
-        accelerator_config=TRAINING["accelerator_config"],
+        accelerator_config={"non_blocking": gpu},
         bf16=gpu,
         use_cpu=not gpu,
         report_to="none",

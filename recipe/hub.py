@@ -1,107 +1,103 @@
-"""The Hub as it is: a token that may or may not write, and a server with bad days.
+"""The Hub as it is: a token that may or may not write, a server with bad days, and one commit at a time.
 
-check_write_access("USER/NAME")                        before hours are spent, not at the first upload
-retry("the push", lambda: api.create_commit(...), time.monotonic() + 600)
+check_write_access("USER/NAME")                                  before hours are spent, not at the first upload
+with_retries("reading the repo", lambda: api.repo_info("USER/NAME"), time.monotonic() + 600)
+send_files(api, "USER/NAME", {"model.safetensors": path}, "epoch-03", time.monotonic() + 600)
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, get_token, set_client_factory
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, set_client_factory
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id
-from huggingface_hub.utils._http import default_client_factory
 
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
 
 TRANSIENT = {408, 412, 425, 429, 500, 502, 503, 504}  # 412: somebody else committed in between, so look again
-TIMEOUT = httpx2.Timeout(120, connect=20)  # the client's default is none: a silent server would hold it for ever
 PATIENCE = 180.0  # seconds for each question, where nothing else is said
-PREFLIGHT = 30.0  # seconds for all questions together that go unanswered while somebody sits and waits
+PREFLIGHT = 30.0  # seconds that all questions together may lose within `short_timeouts`
 FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
+TIMEOUTS = {"connect": 20.0, "read": 120.0, "write": 120.0, "pool": 120.0}  # where a request sets none itself
+Files = dict[str, RepoFile]  # by path in the repo
 Result = TypeVar("Result")
-_left = math.inf  # of PREFLIGHT, while `impatiently` is on
+
+_preflight_left = math.inf  # seconds of PREFLIGHT, within `short_timeouts`
+_client_hooks = get_session().event_hooks["request"]  # the client's own: its offline mode and request ids
 
 
 class HubAway(UserError):
     """The Hub did not answer, or only with errors of its own, for as long as we were ready to wait."""
 
 
-def _client() -> httpx2.Client:
-    """The client's own session, in which no request waits for ever: some of its calls ask for `timeout=None`."""
-    client = default_client_factory()
-    client.timeout = TIMEOUT
-    client.event_hooks["request"].append(_in_time)
-    return client
-
-
-def _in_time(request: httpx2.Request) -> None:
-    limits = get_session().timeout.as_dict()
+def _set_timeout(request: httpx2.Request) -> None:
+    """No request waits for ever: some calls of the client ask for `timeout=None`."""
     asked = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
+    short = math.inf if _preflight_left == math.inf else max(3.0, min(10.0, _preflight_left))
+    request.extensions["timeout"] = {name: asked.get(name) or min(limit, short) for name, limit in TIMEOUTS.items()}
 
 
-set_client_factory(_client)
+set_client_factory(
+    lambda: httpx2.Client(event_hooks={"request": [*_client_hooks, _set_timeout]}, follow_redirects=True, timeout=None)
+)
 
 
-def retry(what: str, call: Callable[[], Result], deadline: float | None = None) -> Result:
+def with_retries(what: str, call: Callable[[], Result], deadline: float | None = None) -> Result:
     """`call()`, and again after each passing failure, until time.monotonic() reaches `deadline`; default: `PATIENCE`.
 
     The pauses grow, are random, and as long as the server's Retry-After asks. Raises what the last attempt raised.
-    Within `impatiently` the end may come sooner.
+    Within `short_timeouts` the end may come sooner.
     """
-    global _left
+    global _preflight_left
     attempt, began = 0, time.monotonic()
-    deadline = min(deadline or began + PATIENCE, began + _left)
+    deadline = min(deadline or began + PATIENCE, began + _preflight_left)
     while True:
         try:
-            short = httpx2.Timeout(min(10.0, max(3.0, deadline - time.monotonic())))
-            get_session().timeout = TIMEOUT if _left == math.inf else short
             return call()
         except Exception as error:
             if not is_transient(error):
                 raise
             pause = max(random.uniform(0.5, 1.0) * min(2**attempt, 60), asked_pause(error))
             if time.monotonic() + pause > deadline:
-                _left = max(0.0, _left - (time.monotonic() - began))
+                _preflight_left = max(0.0, _preflight_left - (time.monotonic() - began))
                 raise
-            logger.info("%s: %s; again in %.0f s", what, in_a_line(error), pause)
+            logger.info("%s: %s; again in %.0f s", what, first_line(error), pause)
             time.sleep(pause)
             attempt += 1
 
 
 @contextlib.contextmanager
-def impatiently() -> Iterator[None]:
-    """In here a Hub that is away costs `PREFLIGHT` seconds in all, whatever patience its callers have.
+def short_timeouts() -> Iterator[None]:
+    """In here a Hub that is away costs `PREFLIGHT` seconds in all, and an answer is waited for 10 seconds at most.
 
-    An answer is waited for 10 seconds at most, and 3 at least: what one question has lost is not another's fault.
+    At least 3 seconds: what one question has lost is not another's fault.
     """
-    global _left
-    _left = PREFLIGHT
+    global _preflight_left
+    _preflight_left = PREFLIGHT
     try:
         yield
     finally:
-        _left = math.inf
+        _preflight_left = math.inf
 
 
 @contextlib.contextmanager
-def plainly(where: str) -> Iterator[None]:
+def as_user_errors(where: str) -> Iterator[None]:
     """What the client raises in here becomes a UserError of one line, which begins with `where`.
 
-    Raises:
-        HubAway: the Hub cannot be asked.
-        UserError: it refuses, or anything else: the client's errors share no base.
+    HubAway where the Hub cannot be asked. Anything is caught: the client's errors share no base.
     """
     try:
         yield
@@ -109,10 +105,10 @@ def plainly(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         if is_transient(error) or isinstance(error, OfflineModeIsEnabled):
-            raise HubAway(f"{where}: the Hub cannot be reached ({in_a_line(error)})") from error
+            raise HubAway(f"{where}: the Hub cannot be reached ({first_line(error)})") from error
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-            raise UserError(f"{where}: the Hub does not take this token ({in_a_line(error)}). {FIX}") from error
-        raise UserError(f"{where}: {in_a_line(error)}") from error
+            raise UserError(f"{where}: the Hub does not take this token ({first_line(error)}). {FIX}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -136,16 +132,14 @@ def is_transient(error: BaseException) -> bool:
 
 def asked_pause(error: BaseException) -> float:
     """Seconds that the server asks to wait: Retry-After, or the rest of the rate limit's window."""
-    for cause in causes(error):
-        if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
-            headers = cause.response.headers
-            limit = parse_ratelimit_headers(headers) if cause.response.status_code == 429 else None
-            after = headers.get("Retry-After", "")
-            return max(float(after) if after.isdecimal() else 0.0, limit.reset_in_seconds if limit else 0.0)
-    return 0.0
+    answers = (cause.response for cause in causes(error) if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError))
+    headers = next((answer.headers for answer in answers), httpx2.Headers())
+    after, limit = headers.get("Retry-After", ""), parse_ratelimit_headers(headers)
+    asked = limit.reset_in_seconds if limit is not None and limit.remaining == 0 else 0
+    return float(max(int(after) if after.isdecimal() else 0, asked))
 
 
-def in_a_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
@@ -158,7 +152,7 @@ def is_repo_id(name: str) -> bool:
     return False
 
 
-def newest(name: str, revision: str | None, kind: str) -> str | None:
+def newest_commit(name: str, revision: str | None, kind: str) -> str | None:
     """The commit that a revision of a Hub repo stands for now; the revision itself for a folder, or offline."""
     if is_repo_id(name):
         with contextlib.suppress(OSError, ValueError, httpx2.HTTPError):  # offline: whatever lies in the cache
@@ -170,18 +164,17 @@ def check_write_access(name: str, kind: str = "model", token: str | None = None)
     """Whether the token may write to the repo `name` (USER/NAME, or NAME in one's own namespace), in words.
 
     Raises:
-        UserError: no token, a wrong or read-only one, one without the right on this namespace, or somebody else's.
-        HubAway: the Hub cannot be asked.
+        UserError: no token, one without this right, or somebody else's repo; HubAway: the Hub cannot be asked.
     """
     api = HfApi(token=token)
     if not (token or get_token()):
         raise UserError(f"{name}: no token. Run `hf auth login`, or set HF_TOKEN to one that may write")
-    with plainly(name):
-        user = retry("asking the Hub for the token's rights", api.whoami)
+    with as_user_errors(name):
+        user = with_retries("asking the Hub for the token's rights", api.whoami)
         repo_id = full_id(name, user)
         check_rights(user, repo_id, "repo.write")
         try:
-            retry(f"looking at {repo_id}", lambda: api.auth_check(repo_id, repo_type=kind, write=True))
+            with_retries(f"looking at {repo_id}", lambda: api.auth_check(repo_id, repo_type=kind, write=True))
         except RepositoryNotFoundError:
             return f"{user['name']} may create {repo_id}"
     return f"{user['name']} may write to {repo_id}"
@@ -191,16 +184,15 @@ def check_read_access(repo_id: str) -> str:
     """Whether a pretrained model, which may be gated, can be fetched, in words.
 
     Raises:
-        UserError: its licence was not accepted, or there is no such repo for this token.
-        HubAway: the Hub cannot be asked.
+        UserError: its licence was not accepted, or no such repo for this token; HubAway: the Hub cannot be asked.
     """
     api = HfApi()
-    with plainly(repo_id):
+    with as_user_errors(repo_id):
         try:
-            retry(f"looking at {repo_id}", lambda: api.auth_check(repo_id))
+            with_retries(f"looking at {repo_id}", lambda: api.auth_check(repo_id))
         except GatedRepoError as error:
-            words = f"is gated: accept its licence on {api.endpoint}/{repo_id}, as the user of `hf auth login`"
-            raise UserError(f"{repo_id} {words}") from error
+            where = f"accept its licence on {api.endpoint}/{repo_id}, as the user of `hf auth login`"
+            raise UserError(f"{repo_id} is gated: {where}") from error
         except RepositoryNotFoundError as error:
             raise UserError(f"{repo_id}: no such model, or this token may not read it (`hf auth login`)") from error
     return f"{repo_id} can be fetched"
@@ -212,11 +204,7 @@ def full_id(name: str, user: Mapping[str, Any]) -> str:
 
 
 def check_rights(user: Mapping[str, Any], where: str, permission: str) -> None:
-    """Whether the token has "repo.write" or "job.write" in a namespace or on a repo, by its role and scopes.
-
-    Raises:
-        UserError: it has not.
-    """
+    """Raises UserError unless the token's role and scopes give "repo.write" or "job.write" in a namespace or repo."""
     namespace, token = where.split("/")[0], user["auth"]["accessToken"]
     ours = [user["name"], *(org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read")]
     if namespace not in ours:
@@ -230,3 +218,44 @@ def check_rights(user: Mapping[str, Any], where: str, permission: str) -> None:
             raise UserError(
                 f"{where}: the fine-grained token has no write permission on {namespace} ({permission}). {FIX}"
             )
+
+
+def head_commit(api: HfApi, repo_id: str, kind: str = "model", revision: str | None = None) -> tuple[str, Files]:
+    """The newest commit of a branch (default: main) and its files."""
+    commit = str(api.repo_info(repo_id, repo_type=kind, revision=revision).sha)
+    return commit, files_at(api, repo_id, commit, kind)
+
+
+def files_at(api: HfApi, repo_id: str, commit: str, kind: str = "model") -> Files:
+    """Path -> file of one commit."""
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=kind)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def send_files(
+    api: HfApi,
+    repo_id: str,
+    files: Mapping[str, Path],
+    title: str,
+    deadline: float | None = None,
+    *,
+    kind: str = "model",
+    delete: Collection[str] = (),
+    revision: str | None = None,
+) -> str:
+    """Make a branch hold `files` (path in the repo -> file here) and none of `delete`, in one commit.
+
+    Tries until time.monotonic() reaches `deadline`. Only what differs travels, and nothing that arrived once is sent
+    again. Returns the new commit; the newest where the branch holds all that already, as after a lost answer.
+    """
+
+    def attempt() -> str:
+        commit = api.repo_info(repo_id, repo_type=kind, revision=revision).sha
+        found = files_at(api, repo_id, str(commit), kind) if delete else {}
+        # New ones for each attempt: only such are compared with what the branch holds, and left out where it is equal.
+        operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
+        operations += [CommitOperationDelete(name) for name in delete if name in found]
+        send = functools.partial(api.create_commit, repo_id, operations, commit_message=title, parent_commit=commit)
+        return str(send(repo_type=kind, revision=revision).oid)
+
+    return with_retries(f"pushing {title!r}", attempt, deadline)

@@ -1,6 +1,6 @@
-"""How fast a run is, how long it takes, and how long it would take elsewhere.
+"""How fast a run is, how long it takes, and how long and at what cost it would run elsewhere.
 
-    Pace.read(Path("outputs/run")).on("A10G").hours        what `recipe train` prints, and `jobs/launch.py --pace-from`
+    Pace.read(record.pace).on("1 x A10G").hours        what `recipe train` prints, and `jobs/launch.py --pace-from`
 
 Standard library only, so that the launcher answers at once.
 """
@@ -8,7 +8,6 @@ Standard library only, so that the launcher answers at once.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -17,17 +16,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# Peak dense bf16 tensor TFLOPS, from NVIDIA's datasheets (which print twice as much, "with sparsity", for most).
-# What a card sustains is less, the more so the less power it may draw: a ratio of two of them is an estimate.
-PEAK_TFLOPS = {
-    "RTX 4000 SFF Ada": 76.7,  # a quarter of the 306.8 that the datasheet gives for FP8 with sparsity; 70 W
-    "L4": 121.0,
-    "A10G": 70.0,  # no datasheet of its own (made for AWS): baseten.co/blog/nvidia-a10-vs-a10g-for-ml-model-inference
-    "L40S": 362.0,
-    "A100": 312.0,
-    "H100": 989.0,
-    "H200": 989.0,
+# Milliseconds of one training image, ViT-L at 960x1536 in batches of 2. Computed, not measured: 7.7 TFLOP an image
+# (88 % of them in the frozen backbone) and its memory traffic, at the rates that each card is assumed to sustain:
+# TFLOP/s of linear layers / of attention, and GB/s. By the peak rates of the datasheets an A10G would be slower than
+# a card of 70 W.
+MS_PER_IMAGE = {
+    "RTX 4000 SFF Ada": 257,  # 45 / 38, 280; 70 W
+    "L4": 243,  # 48 / 40, 300; 72 W
+    "A10G": 213,  # 50 / 45, 600
+    "L40S": 82,  # 190 / 130, 864
+    "A100": 61,  # 230 / 160, 1,935
+    "H100": 37,  # 600 / 350, 3,350
+    "H200": 35,  # as H100, with 4,800
 }
+START_HOURS = 1 / 3  # of a job: to fetch image, data and backbone, and to push at the end
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ class Pace:
 
     @property
     def hours(self) -> float:
-        """The whole run."""
+        """All epochs."""
         return self.hours_per_epoch * self.epochs
 
     def on(self, gpu: str) -> Pace | None:
-        """The same work on one of another GPU, by the ratio of peak bf16 TFLOPS; None where one of them is unknown."""
-        here, there = peak_tflops(self.device), peak_tflops(gpu)
+        """The same work on one of another GPU, by the ratio of `MS_PER_IMAGE`; None where one of them is unknown."""
+        here, there = computed_rate(self.device), computed_rate(gpu)
         if here is None or there is None:
             return None
         return dataclasses.replace(self, images_per_second=self.images_per_second * there / here, device=gpu)
@@ -70,32 +72,34 @@ class Pace:
         return {**dataclasses.asdict(self), "hours_total": round(self.hours, 2)}
 
     @classmethod
-    def read(cls, folder: Path) -> Pace:
-        """The pace that a run measured.
-
-        Raises:
-            ValueError: no run, or one that measured none.
-        """
-        try:
-            return cls.of(json.loads((folder / "run.json").read_text()))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder}: holds no pace; `recipe train` writes one after its first 50 steps") from error
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Pace:
-        """The pace in the contents of run.json. Raises ValueError where there is none."""
-        if "pace" not in record:
-            raise ValueError("no pace")
-        return cls(**{field.name: record["pace"][field.name] for field in dataclasses.fields(cls)})
+    def read(cls, found: Mapping[str, Any] | None) -> Pace | None:
+        """The pace that run.json keeps, as `record` wrote it; None where there is none."""
+        return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)}) if found else None
 
 
-def peak_tflops(device: str) -> float | None:
-    """Of the GPUs in words such as "2 x NVIDIA A10G, 22 GiB"; None for one that is not in the table."""
+def computed_rate(device: str) -> float | None:
+    """Images per second, computed, of GPUs such as "2 x NVIDIA A10G, 22 GiB"; None for one not in `MS_PER_IMAGE`."""
     count = re.match(r"(\d+) x ", device)
-    for name, peak in PEAK_TFLOPS.items():
+    for name, milliseconds in MS_PER_IMAGE.items():
         if re.search(rf"\b{re.escape(name)}\b", device):
-            return peak * (int(count[1]) if count else 1)
+            return 1000 / milliseconds * (int(count[1]) if count else 1)
     return None
+
+
+def cost_table(pace: Pace, machines: Mapping[str, tuple[str, float]]) -> str:
+    """Hours and dollars of the work of `pace` on each machine with a GPU that is known, cheapest first.
+
+    Start and end of one job, `START_HOURS`, are in both; a machine of the pace's own GPU keeps the pace as it is.
+
+    Args:
+        machines: name -> (GPU, dollars an hour), such as {"a10g-large": ("1 x A10G", 1.50)}
+    """
+    rows = []
+    for name, (gpu, price) in machines.items():
+        if (there := pace.on(gpu)) is not None:
+            hours = there.hours + START_HOURS
+            rows.append((hours * price, f"{name:14} {gpu:10} {hours:6.1f} h  ${hours * price:8.2f}"))
+    return "\n".join(row for _, row in sorted(rows))
 
 
 def for_a_job(command: str) -> str:
@@ -107,7 +111,7 @@ def for_a_job(command: str) -> str:
     return shlex.join(words)
 
 
-def describe(pace: Pace, command: str) -> str:
+def pace_in_words(pace: Pace, command: str) -> str:
     """The lines that `recipe train` prints: the pace here, and when it is worth leaving for another machine."""
     lines = [
         f"pace: {pace.images_per_second:.2f} images/s on {pace.device}",
@@ -115,9 +119,9 @@ def describe(pace: Pace, command: str) -> str:
     ]
     there = pace.on("A10G")
     if there is not None and "A10G" not in pace.device:
-        ratio = f"{peak_tflops('A10G'):g} / {peak_tflops(pace.device):g}"
+        rates = f"{computed_rate('A10G'):.1f} / {computed_rate(pace.device):.1f}"
         lines += [
-            f"      about {there.hours:.1f} h on a10g-large, estimated by the peak bf16 TFLOPS of both ({ratio}):",
+            f"      about {there.hours:.1f} h on a10g-large, an estimate by the images/s computed for both ({rates}):",
             f"      {for_a_job(command)}",
         ]
     return "\n".join(lines)

@@ -1,6 +1,11 @@
-"""`recipe predict`: boxes for any images, as COCO results JSON and drawn.
+"""`recipe predict`: boxes for images, folders and videos, as COCO's results, label files and drawn.
 
-recipe predict outputs/run photos/ --out outputs/predictions
+    recipe predict outputs/run photos/ clip.mp4 --out outputs/predictions
+    recipe predict outputs/run crowd.jpg --out outputs/predictions --tile 960x1536 --save coco,yolo,drawings
+
+Into --out go predictions.jsonl and failed.csv while it runs, predictions.json and images.json (COCO) at the end;
+drawings NUMBER-NAME.jpg; labels/NAME.txt, which beside the folder of images can be corrected and packed; and for a
+video NUMBER-NAME.mp4, without sound, and NUMBER-NAME.jsonl with a line for each frame.
 """
 
 from __future__ import annotations
@@ -8,132 +13,138 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import islice
+from typing import TypeVar
 
 import cv2
-import numpy as np
-import torch
-from PIL import UnidentifiedImageError
-from rich.progress import track
-from transformers import DetrForObjectDetection, DetrImageProcessor
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
-from recipe.data.geometry import Geometry
-from recipe.data.images import decode
-from recipe.evaluate import load_processor
-from recipe.evaluation.matching import xywh
-from recipe.model.checkpoint import load_model
+from recipe.prediction.files import File, dataset_ids, find_files, printable, read_image
+from recipe.prediction.predictor import Image, Predictor, batches_of_one_size
+from recipe.prediction.results import Results, as_coco, label_name, new_file
+from recipe.prediction.video import Video, VideoWriter
 from recipe.report.draw import draw_boxes
 from recipe.schema import CLASS_NAMES, UserError
 from recipe.training.run import writable
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+ALL_FRAMES = 0.9  # of the number in a video's header, which may be an estimate
+LOG_SECONDS = 30  # between two lines on progress where there is no terminal
+
+Item = TypeVar("Item")
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Predict all images of `options.paths`. Returns the exit code: 2 if not one could be read."""
-    paths = find_images(options.paths, options.out)
-    out = writable(options.out, "--out")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(options.checkpoint, options.revision, bf16=device == "cuda").to(device).eval()
-    processor = load_processor(options.checkpoint, options.revision)
-    thresholds = class_thresholds(model, options.threshold)
-    results: list[dict[str, Any]] = []
-    images: list[dict[str, Any]] = []
-    for number, path in enumerate(track(paths, description="predict", disable=not logger.isEnabledFor(logging.INFO))):
-        try:
-            pixels = read(path)
-        except Exception as error:  # a decoder's errors share no base: PIL's DecompressionBombError, SyntaxError
-            logger.warning("%s: left out, it cannot be read (%s)", path, error)
-            continue
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            found = detect(model, processor, pixels, thresholds)
-        images.append({"id": number, "file_name": str(path), "height": pixels.shape[0], "width": pixels.shape[1]})
-        results += coco_results(number, found)
-        drawn = draw_boxes(pixels, found["boxes"], found["labels"])
-        drawing = out / f"{number:05d}-{path.stem}.jpg"
-        if not cv2.imwrite(str(drawing), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)):
-            raise UserError(f"{drawing}: cannot be written; make room there or choose another folder with `--out DIR`")
-    if not images:
-        raise UserError(f"none of the {len(paths)} images could be read")
-    (out / "predictions.json").write_text(json.dumps(results) + "\n")
-    (out / "images.json").write_text(json.dumps(images, indent=1) + "\n")
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(CLASS_NAMES, thresholds, strict=True))
-    print(f"{len(results)} boxes in {len(images)} images (thresholds: {shown})\nresults    {out / 'predictions.json'}")
-    return 0
-
-
-def read(path: Path) -> np.ndarray:
-    """The pixels of an image file; what is raised says in words why there are none."""
-    data = path.read_bytes()
-    if not data:
-        raise ValueError("the file is empty")
-    try:
-        return decode(data)
-    except UnidentifiedImageError as error:  # its own words name a buffer in memory
-        raise ValueError("not an image in any format that Pillow reads") from error
-
-
-def find_images(paths: Sequence[str], out: Path) -> list[Path]:
-    """All image files named or lying in named folders, sorted within each folder, but for the drawings in `out`.
-
-    Raises:
-        UserError: a path that is not there or is `out` itself, or no image at all.
-    """
-    found: list[Path] = []
-    own = out.resolve()
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
-        if path.resolve() == own:
-            raise UserError(f"--out {out}: holds the images; give a folder of its own: `--out {out / 'predictions'}`")
-        if path.is_dir():
-            below = own if path.resolve() in own.parents else None  # the images may lie under --out: `--out .`
-            found += sorted(each for each in path.rglob("*") if below not in each.resolve().parents)
-        elif path.suffix.lower() in SUFFIXES:
-            found.append(path)
-        else:
-            logger.warning("%s: left out, read are %s", path, ", ".join(sorted(SUFFIXES)))
-    found = [path for path in found if path.suffix.lower() in SUFFIXES]
-    if not found:
-        raise UserError(f"no images in {', '.join(paths)}; read are {', '.join(sorted(SUFFIXES))}")
-    return found
-
-
-def class_thresholds(model: DetrForObjectDetection, wished: float | None) -> list[float]:
-    """One score per class: as wished, else those of best F1 that the checkpoint's config carries, else 0.5."""
-    carried = getattr(model.config, "detection_thresholds", None) or {}
-    return [wished if wished is not None else carried.get(name, 0.5) for name in CLASS_NAMES]
-
-
-@torch.inference_mode()
-def detect(
-    model: DetrForObjectDetection, processor: DetrImageProcessor, pixels: np.ndarray, thresholds: Sequence[float]
-) -> dict[str, np.ndarray]:
-    """Detections above the thresholds of one image, uint8 [h, w, 3] RGB, on the canvas that training used.
+    """Predict all images and videos of `options.paths`.
 
     Returns:
-        boxes [n, 4] xyxy in pixels of the image, scores [n], labels [n].
+        The exit code: 1 if some could not be read, 2 if none could.
     """
-    geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
-    height, width = pixels.shape[:2]
-    sizes = (geometry.resized(height, width), geometry.canvas(height, width))
-    size, canvas = ({"height": h, "width": w} for h, w in sizes)
-    inputs = processor(pixels, size=size, pad_size=canvas, input_data_format="channels_last", return_tensors="pt")
-    outputs = model(**inputs.to(model.device))
-    (found,) = processor.post_process_object_detection(outputs, min(thresholds), target_sizes=[(height, width)])
-    arrays = {key: value.cpu().numpy() for key, value in found.items()}
-    keep = arrays["scores"] > np.asarray(thresholds)[arrays["labels"]]
-    return {key: value[keep] for key, value in arrays.items()}
+    files = find_files(options.paths, options.out)
+    images = [file for file in files if not file.is_video]
+    if "yolo" in options.save:
+        check_label_names(images)
+    ids = dataset_ids(options.data, images) if options.data else range(len(images))
+    predictor = Predictor.load(
+        options.checkpoint, options.revision, options.threshold,
+        tile=options.tile, overlap=options.overlap, batch_size=options.batch_size,
+    )  # fmt: skip
+    results = Results(writable(options.out, "--out"))
+    predict_images(predictor, list(zip(ids, images, strict=True)), results, options.save)
+    for number, file in enumerate((file for file in files if file.is_video), max(ids, default=-1) + 1):
+        try:
+            predict_video(predictor, number, file, results, "drawings" in options.save)
+        except (OSError, ValueError, cv2.error) as error:
+            results.add_failed(file.path, error)
+    results.close("coco" in options.save)
+    if results.failed:
+        print(f"{results.failed} of {len(files)} files failed: {options.out / 'failed.csv'}")
+    if not results.images:
+        raise UserError(f"none of the {len(files)} files could be read")
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(CLASS_NAMES, predictor.thresholds, strict=True))
+    print(f"{results.boxes} boxes in {results.images} images (thresholds: {shown})\nresults    {options.out}")
+    return 1 if results.failed else 0
 
 
-def coco_results(image_id: int, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Detections in COCO's results form: bbox is [x, y, w, h] in pixels, category_id 0 is person, 1 head."""
-    boxes, scores = xywh(found["boxes"]).round(2).tolist(), found["scores"].astype(np.float64).round(5).tolist()
-    return [
-        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-        for label, box, score in zip(found["labels"].tolist(), boxes, scores, strict=True)
-    ]
+def predict_images(
+    predictor: Predictor, images: Sequence[tuple[int, File]], results: Results, save: Sequence[str]
+) -> None:
+    """Predict images, given with their ids, and write what `save` names."""
+
+    def decoded() -> Iterator[Image]:
+        for image_id, file in track(images, len(images), "images"):
+            try:
+                image = Image(image_id, file, read_image(file.path))
+            except Exception as error:  # a decoder's errors share no base: PIL's DecompressionBombError, SyntaxError
+                results.add_failed(file.path, error)
+            else:
+                yield image
+
+    at_once = 1 if predictor.tile else predictor.batch_size
+    for batch in batches_of_one_size(decoded(), lambda image: predictor.size(image.pixels), at_once):
+        for image, found in zip(batch, predictor([image.pixels for image in batch]), strict=True):
+            results.add(image, found)
+            if "yolo" in save:
+                results.save_labels(image, found)
+            if "drawings" in save:
+                drawn = draw_boxes(image.pixels, found.boxes_xyxy, found.labels, found.scores)
+                results.save_drawing(image, drawn)
+
+
+def predict_video(predictor: Predictor, number: int, file: File, results: Results, drawn: bool) -> None:
+    """Predict the frames of a video: a line of JSON for each and, if `drawn`, a video.
+
+    Raises:
+        OSError, ValueError, cv2.error: it is not a video, or ends before its time; what was there is written.
+    """
+    video = Video(file.path)
+    frames = track(video, video.frames, "frames")
+    count = 0
+    with ExitStack() as stack:
+        lines = stack.enter_context(new_file(results.path_for(number, file, ".jsonl")))
+        if drawn:
+            writer = stack.enter_context(closing(VideoWriter(results.path_for(number, file, ".mp4"), video)))
+        while batch := list(islice(frames, predictor.batch_size)):
+            for (seconds, pixels), found in zip(batch, predictor([pixels for _, pixels in batch]), strict=True):
+                row = {"frame": count, "seconds": seconds, "detections": as_coco(*found)}
+                lines.write(json.dumps(row) + "\n")
+                if drawn:
+                    writer.write(draw_boxes(pixels, found.boxes_xyxy, found.labels, found.scores))
+                results.count(found)
+                count += 1
+    if count < video.frames * ALL_FRAMES or not count:
+        raise ValueError(f"it ends after {count} of {video.frames} frames")
+
+
+def check_label_names(images: Sequence[File]) -> None:
+    """Raise UserError if two images would have one label file."""
+    names = [label_name(file) for file in images]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise UserError(
+            f"--save yolo: several images would have the label file {printable(twice)}; rename them, or predict one "
+            "folder at a time"
+        )
+
+
+def track(items: Iterable[Item], total: int, unit: str) -> Iterator[Item]:
+    """Pass items on, with a bar that says how many a second, or a line each half minute where there is no terminal."""
+    terminal = sys.stderr.isatty()
+    started = said = time.monotonic()
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, console=Console(stderr=True), disable=not terminal) as bar:
+        task = bar.add_task(unit, total=total or None, rate="")
+        for done, item in enumerate(items, 1):
+            yield item
+            now = time.monotonic()
+            rate = f"{done / (now - started):.1f} {unit}/s"
+            bar.update(task, completed=done, rate=rate)
+            if not terminal and now - said > LOG_SECONDS:
+                logger.info("predict: %d of %s, %s", done, total or "?", rate)
+                said = now

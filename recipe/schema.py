@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CLASS_NAMES = ("person", "head")
-SPLITS = {"train": "train", "val": "validation"}  # YOLO folder -> Hub split
+SPLITS = {"train": "train", "val": "validation", "test": "test"}  # data.yaml -> Hub split; `test` is optional
+
+# What is packed and trained on; every decoder is given this list (an EPS named x.jpg would start Ghostscript).
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".mpo")
+PIL_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # an MPO is opened as the JPEG that it begins with
+MAX_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb; 270 MB as RGB, in each loader worker
 
 
 class UserError(Exception):
@@ -25,14 +30,18 @@ class UserError(Exception):
     """
 
 
-def features() -> datasets.Features:
+def features(labelled: bool = False) -> datasets.Features:
     """The columns as `datasets.Features`: the layout that Hub object-detection datasets use.
 
     `objects.bbox` is COCO `[x, y, w, h]` in pixels of the image after its EXIF orientation was applied, as are `width`
     and `height`; `objects.area` is w * h in pixels.
+
+    Args:
+        labelled: with the optional column of the classes that were annotated in each image; without it, all were.
     """
     from datasets import ClassLabel, Features, Image, List, Value
 
+    labels = List(ClassLabel(names=list(CLASS_NAMES)))
     return Features(
         {
             "image": Image(),
@@ -43,27 +52,28 @@ def features() -> datasets.Features:
                 "id": List(Value("int64")),
                 "bbox": List(List(Value("float32"), length=4)),
                 "area": List(Value("float32")),
-                "category": List(ClassLabel(names=list(CLASS_NAMES))),
+                "category": labels,
                 "iscrowd": List(Value("int8")),
             },
         }
+        | ({"labelled": labels} if labelled else {})
     )
 
 
-def arrow_schema() -> pa.Schema:
+def arrow_schema(labelled: bool = False) -> pa.Schema:
     """The same columns as an Arrow schema, with the metadata from which `load_dataset` restores the features."""
-    return features().arrow_schema
+    return features(labelled).arrow_schema
 
 
 def check_dataset(found: datasets.Features, where: str) -> None:
-    """Refuse a dataset whose columns are not the contract's.
+    """Refuse a dataset whose columns are not the contract's, with or without `labelled`.
 
     Raises:
         UserError: naming each column that is missing or of another type, and the command that packs a folder.
     """
     problems = [
         f"column {name!r} is {found[name]}, expected {feature}" if name in found else f"column {name!r} is missing"
-        for name, feature in features().items()
+        for name, feature in features("labelled" in found).items()
         if found.get(name) != feature
     ]
     if problems:

@@ -136,10 +136,11 @@ def load_data(args: Arguments) -> Data:
     """Both splits as datasets, and what run.json says of them."""
     data = args.data or built_in_sample(args)
     geometry = Geometry(args.shortest_edge, args.longest_edge)
+    where: dict[str, Any] = {"revision": args.data_revision, "seed": args.seed}
     splits: dict[str, CrowdDataset] = {}
     record: dict[str, Any] = {"data": data}
     for split, limit in {"train": args.max_train_images, "validation": args.max_val_images}.items():
-        source, annotations, info = load_split(data, split, revision=args.data_revision, limit=limit, seed=args.seed)
+        source, annotations, info = load_split(data, split, limit=limit, **where)
         found = split_statistics(annotations, geometry, args.num_queries)
         logger.info(statistics_in_words(found, split, args.num_queries))
         augmentation = build_augmentation(args) if split == "train" else None
@@ -149,8 +150,8 @@ def load_data(args: Arguments) -> Data:
     record["fixed"] = {"manifest": record["manifest"], **counts}
     part = None
     if args.eval_images and args.eval_images < len(splits["validation"]):
-        rows = np.sort(np.random.default_rng(args.seed).permutation(len(splits["validation"]))[: args.eval_images])
-        part = splits["validation"].select(rows)
+        source, annotations, _ = load_split(data, "validation", limit=args.eval_images, **where)
+        part = CrowdDataset(source, annotations, geometry)
     return Data(splits["train"], splits["validation"], part, record)
 
 
@@ -189,10 +190,10 @@ def build_model(args: Arguments, annotations: Annotations, checkpoint: Path | No
     """The detector as it stands at the checkpoint, or a new one; and the processor that is saved beside it."""
     if checkpoint is not None:
         model = load_detector(checkpoint)
+    elif args.init_from is not None:
+        model = init_from(args.init_from, args)
     else:
         model = build_detector(args, class_prior(annotations, args.num_queries))
-        if args.init_from is not None:
-            init_from(model, args.init_from)
     return model, build_processor(args, model.config.backbone_config)
 
 

@@ -59,7 +59,8 @@ def write(folder: Path, rows: list[dict[str, Any]], split: str = "train", shards
     (folder / "data").mkdir(parents=True, exist_ok=True)
     size = -(-max(len(rows), 1) // shards)
     for shard in range(shards):
-        table = pa.Table.from_pylist(rows[shard * size : (shard + 1) * size], schema=arrow_schema())
+        schema = arrow_schema(labelled=any("labelled" in row for row in rows))
+        table = pa.Table.from_pylist(rows[shard * size : (shard + 1) * size], schema=schema)
         pq.write_table(table, folder / "data" / f"{split}-{shard:05d}-of-{shards:05d}.parquet", row_group_size=4)
     return folder
 

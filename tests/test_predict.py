@@ -1,83 +1,30 @@
-"""What `recipe predict` keeps, and the form it writes."""
+"""What `recipe predict` keeps and writes, and what it does with folders of any kind."""
 
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import logging
+import os
+from argparse import Namespace
 
+import cv2
 import numpy as np
+import packed
 import pytest
 import torch
 from packed import encoded, photograph
-from PIL import Image
-from model.test_detector import config, save
+from small_detector import save, small_config
+from transformers import pipeline
 
-from recipe.cli import main
-from recipe.data.augment import Transform
-from recipe.data.batches import collate, normalise
-from recipe.data.geometry import Geometry
-from recipe.data.images import render
-from recipe.model.detector import build_model, build_processor, freeze
-from recipe.predict import class_thresholds, coco_results, detect, find_images
+from recipe.model.detector import build_detector
+from recipe.predict import predict
 from recipe.schema import UserError
 
 
-class Recorder:
-    """A model that keeps what it is fed."""
-
-    device = "cpu"
-
-    def __call__(self, **inputs):
-        self.inputs = inputs
-
-
-@pytest.mark.parametrize("size", [(120, 200), (200, 120), (64, 64), (20, 97), (300, 1)])
-def test_an_image_is_fed_to_the_model_as_in_training(size):
-    """The last two are corners in which the stock rule for sizes leaves its own limits."""
-    pixels, rule, processor = photograph(*size), Geometry(64, 96), build_processor(64, 96)
-    sample = {"pixels": render(pixels, rule.resized(*size), Transform()), "size": rule.resized(*size), "image_id": 1}
-    sample |= {"boxes": np.zeros((0, 4)), "class_labels": np.zeros(0), "orig_size": size, "canvas": rule.canvas(*size)}
-    expected, model = normalise(collate([sample])), Recorder()
-    processor.post_process_object_detection = lambda *_, **__: [
-        {"scores": torch.zeros(0), "labels": torch.zeros(0, dtype=int)}
-    ]
-    detect(model, processor, pixels, [0.5, 0.5])
-    torch.testing.assert_close(model.inputs["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
-    assert torch.equal(model.inputs["pixel_mask"].bool(), expected["pixel_mask"])
-
-
-def test_a_score_is_kept_above_its_class_s_threshold_as_the_metrics_count_it():
-    """The carried threshold lies between two scores; at a wished 0.5 the library and the metrics drop 0.5 itself."""
-    scores, labels = torch.tensor([0.5, 0.75, 0.5, 0.75]), torch.tensor([0, 0, 1, 1])
-    found = {"scores": scores, "labels": labels, "boxes": torch.zeros(4, 4)}
-
-    processor = build_processor(64, 96)
-    processor.post_process_object_detection = lambda *_, **__: [found]
-    kept = detect(Recorder(), processor, np.zeros((60, 90, 3), np.uint8), [0.5, 0.25])
-    assert kept["labels"].tolist() == [0, 1, 1]
-    assert kept["scores"].tolist() == [0.75, 0.5, 0.75]
-
-
-def test_a_threshold_is_as_wished_else_the_checkpoints_else_one_half():
-    model = SimpleNamespace(config=SimpleNamespace(detection_thresholds={"head": 0.25}))
-    assert class_thresholds(model, None) == [0.5, 0.25]
-    assert class_thresholds(model, 0.0) == [0.0, 0.0]
-    assert class_thresholds(SimpleNamespace(config=SimpleNamespace()), None) == [0.5, 0.5]
-
-
-def test_a_file_that_is_a_decompression_bomb_is_left_out_like_any_other(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 90)
-    for name, size in (("bomb", (300, 300)), ("fine", (60, 90))):
-        (tmp_path / f"{name}.png").write_bytes(encoded(np.zeros((*size, 3), np.uint8), "PNG"))
-    checkpoint = save(freeze(build_model(config())), tmp_path / "checkpoint")
-    assert main(["predict", str(checkpoint), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-    assert "bomb.png: left out" in caplog.text
-    assert [image["id"] for image in json.loads((tmp_path / "out" / "images.json").read_text())] == [1]
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    return str(save(freeze(build_model(config())), tmp_path / "detector" / "checkpoint"))
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    return str(save(build_detector(small_config()), tmp_path_factory.mktemp("detector") / "checkpoint"))
 
 
 @pytest.fixture
@@ -87,43 +34,249 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_a_second_run_does_not_predict_the_drawings_of_the_first(checkpoint, photos):
-    for _ in range(2):
-        assert main(["predict", checkpoint, str(photos), "--out", str(photos / "out")]) == 0
-        assert len(json.loads((photos / "out" / "images.json").read_text())) == 1
+def run(checkpoint, *paths, out, **options) -> int:
+    defaults = {"threshold": 0.2, "tile": None, "overlap": 0.2, "batch_size": 4, "save": ["coco", "drawings"]}
+    defaults |= {"data": None, "revision": None}
+    return predict(
+        Namespace(checkpoint=checkpoint, paths=[str(path) for path in paths], out=out, **defaults | options)
+    )
 
 
-def test_images_are_read_from_under_out_but_not_from_out_itself(photos):
-    assert find_images([str(photos)], photos.parent) == [photos / "fine.png"]
-    with pytest.raises(UserError, match=rf"--out {photos}: holds the images.*`--out {photos}/predictions`"):
-        find_images([str(photos)], photos)
+def rows(out):
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_a_file_that_was_named_is_never_left_out_without_a_word(photos, caplog):
-    (photos / "h.heic").touch()
-    (photos / "notes.txt").touch()
-    assert find_images([str(photos / "h.heic"), str(photos)], photos / "out") == [photos / "fine.png"]
-    assert "h.heic: left out, read are .bmp, .jpeg, .jpg" in caplog.text
-    assert "notes.txt" not in caplog.text
+def failed(out):
+    return [line.split(",")[0] for line in (out / "failed.csv").read_text().splitlines()[1:]]
+
+
+def test_batches_give_what_the_plain_pipeline_gives_image_by_image(checkpoint, tmp_path):
+    """Four sizes, upright and lying, in batches of three; the plain pipeline cuts its boxes to integers."""
+    for number, size in enumerate([(120, 200), (200, 120), (121, 201), (64, 64), (120, 200), (333, 777), (200, 120)]):
+        (tmp_path / f"{number}.png").write_bytes(encoded(photograph(*size, seed=number), "PNG"))
+    assert run(checkpoint, tmp_path, out=tmp_path / "out", batch_size=3, threshold=0.1) == 0
+    plain = pipeline("object-detection", checkpoint, device="cpu")
+    compared = 0
+    for row in rows(tmp_path / "out"):
+        expected = sorted(plain(row["file_name"], threshold=0.1), key=lambda found: found["score"])
+        found = sorted(row["detections"], key=lambda found: found["score"])
+        assert [each["score"] for each in found] == pytest.approx([each["score"] for each in expected], abs=1e-4)
+        for mine, theirs in zip(found, expected, strict=True):
+            x, y, w, h = mine["bbox"]
+            assert np.abs(np.array([x, y, x + w, y + h]) - list(theirs["box"].values())).max() < 1 + 1e-2
+            compared += 1
+    assert compared > 50
+
+
+def test_scores_are_written_as_they_are_and_coco_reads_the_results(checkpoint, photos, tmp_path):
+    assert run(checkpoint, photos, out=tmp_path / "out") == 0
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    images = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert images == [{"id": 0, "file_name": str(photos / "fine.png"), "height": 60, "width": 90}]
+    assert results == [{"image_id": 0} | each for each in rows(tmp_path / "out")[0]["detections"]]
+    assert len(results) == 12
+    assert all(np.float32(each["score"]) == each["score"] for each in results)
+
+
+def test_with_data_the_ids_are_those_of_the_dataset(checkpoint, tmp_path):
+    data = packed.write(tmp_path / "packed", [packed.row(40 + number, 60, 90) for number in range(3)])
+    (tmp_path / "photos").mkdir()
+    for number in (42, 40):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(encoded(photograph(60, 90)))
+    assert run(checkpoint, tmp_path / "photos", out=tmp_path / "out", data=str(data)) == 0
+    assert [image["id"] for image in json.loads((tmp_path / "out" / "images.json").read_text())] == [40, 42]
+    (tmp_path / "photos" / "43.jpg").write_bytes(encoded(photograph(60, 90)))
+    with pytest.raises(UserError, match=r"--data .*packed: holds no image of the name .*43\.jpg"):
+        run(checkpoint, tmp_path / "photos", out=tmp_path / "out", data=str(data))
+
+
+def test_label_files_are_yolos(checkpoint, photos, tmp_path):
+    """Beside the images in a folder of that shape they can be corrected and packed."""
+    (photos / "deep").mkdir()
+    (photos / "fine.png").rename(photos / "deep" / "fine.png")
+    assert run(checkpoint, photos, out=tmp_path / "out", save=["yolo"]) == 0
+    lines = (tmp_path / "out" / "labels" / "deep" / "fine.txt").read_text().splitlines()
+    (found,) = rows(tmp_path / "out")
+    assert len(lines) == len(found["detections"])
+    label, cx, cy, w, h = map(float, lines[0].split())
+    assert label == found["detections"][0]["category_id"]
+    assert min(cx - w / 2, cy - h / 2) >= -1e-6
+    assert max(cx + w / 2, cy + h / 2) <= 1 + 1e-6
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_two_images_with_one_label_file_are_refused_before_anything_is_read(photos, tmp_path):
+    (photos / "fine.jpg").touch()
+    with pytest.raises(UserError, match=r"--save yolo: several images would have the label file fine\.txt"):
+        run("nowhere", photos, out=tmp_path / "out", save=["yolo"])
+
+
+def make_video(path, frames=7, code="mp4v", size=(90, 60)):
+    file = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), 12.5, size)
+    for number in range(frames):
+        file.write(photograph(*size[::-1], seed=number))
+    file.release()
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "the file is empty"), (b"notes", "not an image in any format that Pillow reads")]
+    ("name", "code"), [("a.mp4", "mp4v"), ("b.avi", "MJPG"), ("c.MOV", "mp4v"), ("d.mkv", "MJPG")]
+)
+def test_a_video_gives_a_line_for_each_frame_and_an_annotated_video(checkpoint, tmp_path, name, code):
+    make_video(tmp_path / name, code=code)
+    assert run(checkpoint, tmp_path / name, out=tmp_path / "out") == 0
+    stem = tmp_path / "out" / f"00000-{name[0]}"
+    lines = [json.loads(line) for line in stem.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(7))
+    assert [line["seconds"] for line in lines] == pytest.approx([number / 12.5 for number in range(7)])
+    assert all(len(line["detections"]) == 12 for line in lines)
+    drawn = cv2.VideoCapture(str(stem.with_suffix(".mp4")))
+    assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (7, 12.5)
+
+
+def test_a_frame_is_predicted_as_the_image_that_it_is(checkpoint, tmp_path):
+    make_video(tmp_path / "a.avi", frames=3, code="MJPG")
+    _, pixels = cv2.VideoCapture(str(tmp_path / "a.avi")).read()
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    assert run(checkpoint, tmp_path, out=tmp_path / "out") == 0
+    frame = json.loads((tmp_path / "out" / "00001-a.jsonl").read_text().splitlines()[0])["detections"]
+    for one, other in zip(frame, rows(tmp_path / "out")[0]["detections"], strict=True):
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-3)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_a_video_that_is_none_or_ends_early_is_listed(checkpoint, photos, tmp_path):
+    make_video(tmp_path / "long.avi", frames=60, code="MJPG")
+    data = (tmp_path / "long.avi").read_bytes()
+    (photos / "cut.avi").write_bytes(data[: len(data) // 2])
+    (photos / "junk.mp4").write_bytes(b"junk" * 1000)
+    (photos / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:10,\n{tmp_path / 'long.avi'}\n#EXT-X-ENDLIST\n")
+    assert run(checkpoint, photos, out=tmp_path / "out") == 1
+    assert failed(tmp_path / "out") == [str(photos / name) for name in ("cut.avi", "junk.mp4", "list.mp4")]
+
+
+def test_an_image_not_larger_than_a_tile_is_predicted_as_without_tiles(checkpoint, photos, tmp_path):
+    for name, tile in (("plain", None), ("tiled", (60, 90))):
+        assert run(checkpoint, photos, out=tmp_path / name, tile=tile) == 0
+    assert rows(tmp_path / "plain") == rows(tmp_path / "tiled")
+
+
+def test_a_large_image_is_predicted_in_tiles(checkpoint, photos, tmp_path):
+    (photos / "fine.png").write_bytes(encoded(photograph(150, 200), "PNG"))
+    assert run(checkpoint, photos, out=tmp_path / "out", tile=(64, 96)) == 0
+    (found,) = rows(tmp_path / "out")
+    assert len(found["detections"]) > 12
+
+
+def test_a_second_run_does_not_predict_the_drawings_of_the_first(checkpoint, photos):
+    for _ in range(2):
+        assert run(checkpoint, photos, out=photos / "out") == 0
+        assert len(rows(photos / "out")) == 1
+
+
+def test_a_folder_of_odd_things_neither_hangs_nor_stops_the_rest(checkpoint, photos, tmp_path, caplog):
+    """A name that is not UTF-8 is a segmentation fault in OpenCV; an EPS named .jpg would start Ghostscript."""
+    image = (photos / "fine.png").read_bytes()
+    good = [
+        b"\xff\xfe.png",
+        b"new\nline.png",
+        b"\x1b[31m.png",
+        b"x" * 251 + b".png",
+        "ü☃.png".encode(),
+        b"..png",
+        b"$(x).png",
+    ]
+    for name in good:
+        (photos / os.fsdecode(name)).write_bytes(image)
+    (photos / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (photos / "empty.jpg").touch()
+    (photos / "cut.png").write_bytes(image[:200])
+    (photos / "sparse.bmp").touch()
+    os.truncate(photos / "sparse.bmp", 2**40)
+    (photos / "folder.jpg").mkdir()
+    (photos / "folder.jpg" / "back").symlink_to(photos)
+    os.mkfifo(photos / "pipe.jpg")
+    os.mkfifo(photos / "pipe.mp4")
+    (photos / "nowhere.jpg").symlink_to("nothing")
+    (photos / "round.jpg").symlink_to("round.jpg")
+    (photos / "zero.jpg").symlink_to("/dev/zero")
+    bad = [
+        "cut.png",
+        "empty.jpg",
+        "eps.jpg",
+        "nowhere.jpg",
+        "pipe.jpg",
+        "pipe.mp4",
+        "round.jpg",
+        "sparse.bmp",
+        "zero.jpg",
+    ]
+    make_video(tmp_path / "v.mp4", frames=2)
+    (tmp_path / "v.mp4").rename(photos / os.fsdecode(b"\xff.mp4"))
+    assert run(checkpoint, photos, out=tmp_path / "out", save=["coco", "yolo", "drawings"]) == 1
+    assert sorted(failed(tmp_path / "out")) == [str(photos / name) for name in bad]
+    assert {os.fsencode(row["file_name"]).split(b"photos/")[1] for row in rows(tmp_path / "out")} == {
+        b"fine.png",
+        *good,
+    }
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == len(list((tmp_path / "out" / "labels").iterdir())) == 8
+    assert "\x1b" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "the file is empty"), (b"notes", "not an image in the formats JPEG, ")]
 )
 def test_why_an_image_cannot_be_read_is_said_in_words(checkpoint, photos, caplog, content, words):
     (photos / "broken.jpg").write_bytes(content)
-    assert main(["predict", checkpoint, str(photos), "--out", str(photos / "out")]) == 0
-    assert f"broken.jpg: left out, it cannot be read ({words})" in caplog.text
+    assert run(checkpoint, photos, out=photos / "out") == 1
+    assert f"broken.jpg: left out, it cannot be read ({words}" in caplog.text
 
 
-def test_a_drawing_that_could_not_be_written_is_said(checkpoint, photos, capsys):
-    (photos / "out" / "00000-fine.jpg").mkdir(parents=True)
-    assert main(["predict", checkpoint, str(photos), "--out", str(photos / "out")]) == 2
-    assert "00000-fine.jpg: cannot be written" in capsys.readouterr().err
+def test_a_bomb_is_left_out_like_any_other(checkpoint, photos, monkeypatch, tmp_path):
+    monkeypatch.setattr("recipe.data.images.MAX_PIXELS", 60 * 90)
+    (photos / "bomb.png").write_bytes(encoded(np.zeros((300, 300, 3), np.uint8), "PNG"))
+    assert run(checkpoint, photos, out=tmp_path / "out") == 1
+    assert failed(tmp_path / "out") == [str(photos / "bomb.png")]
 
 
-def test_results_are_cocos_boxes_as_plain_numbers():
-    found = {"boxes": np.array([[1.0, 2, 4, 8]], np.float32), "scores": np.array([0.9], np.float32),
-             "labels": np.array([1])}  # fmt: skip
-    expected = [{"image_id": 3, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.9}]
-    assert coco_results(3, found) == expected
+def test_that_none_could_be_read_is_an_error(checkpoint, tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(UserError, match="none of the 1 files could be read"):
+        run(checkpoint, tmp_path / "a.jpg", out=tmp_path / "out")
+
+
+def test_what_was_predicted_before_a_run_ended_is_there(checkpoint, photos, tmp_path, monkeypatch):
+    (photos / "a.png").write_bytes((photos / "fine.png").read_bytes())
+    (photos / "b.png").write_bytes((photos / "fine.png").read_bytes())
+
+    def read(path):
+        if path.name == "b.png":
+            raise KeyboardInterrupt
+        return photograph(60, 90)
+
+    monkeypatch.setattr("recipe.predict.read_image", read)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, photos, out=tmp_path / "out", batch_size=1)
+    assert [row["file_name"] for row in rows(tmp_path / "out")] == [str(photos / "a.png")]
+
+
+def test_a_log_gets_plain_lines_on_progress(checkpoint, photos, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("recipe.predict.LOG_SECONDS", -1)
+    with caplog.at_level(logging.INFO, "recipe"):
+        run(checkpoint, photos, out=tmp_path / "out")
+    assert "predict: 1 of 1" in caplog.text
+    assert "images/s" in caplog.text
+
+
+def test_nothing_is_written_through_a_link(checkpoint, photos, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out").mkdir()
+    for name in ("00000-fine.jpg", "predictions.jsonl", "predictions.json", "failed.csv", "images.json"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "precious")
+    assert run(checkpoint, photos, out=tmp_path / "out") == 0
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_drawing_that_could_not_be_written_is_said(checkpoint, photos, tmp_path):
+    (tmp_path / "out" / "00000-fine.jpg").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"00000-fine\.jpg: cannot be written"):
+        run(checkpoint, photos, out=tmp_path / "out")

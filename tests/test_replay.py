@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from model.test_detector import batch, config, save
@@ -10,7 +9,7 @@ from training.test_trainer import make_trainer
 
 from recipe import replay as room
 from recipe.cli import main
-from recipe.model.detector import build_detector, build_processor, freeze
+from recipe.model.detector import build_detector, freeze
 from recipe.record import RunRecord
 from recipe.training.trainer import Diverged
 

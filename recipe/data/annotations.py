@@ -1,6 +1,6 @@
 """All boxes of a split in a few flat NumPy arrays, checked once at the border.
 
-    annotations = read(["DIR/data/train-00000-of-00001.parquet"], "train of DIR")
+    annotations = read_annotations(["DIR/data/train-00000-of-00001.parquet"], "train of DIR")
 
 55,442 images with 85 boxes each take 109 MB, once: NumPy memory holds no Python objects, so that forked workers read
 the parent's pages and never copy them. As Python dicts the same boxes take 2 GB, and 1.4 GB more in each worker.
@@ -8,7 +8,6 @@ the parent's pages and never copy them. As Python dicts the same boxes take 2 GB
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +22,8 @@ from recipe.schema import CLASS_NAMES, UserError
 
 BORDER = 1.0  # pixels that a box may stand over the border: float32 rounding; `pack` clips the rest
 _SHOWN = 5  # image ids named in an error
-_IMAGES_AT_A_TIME = 2048
-_COLUMNS = ["image_id", "width", "height", *(f"objects.{name}" for name in ("bbox", "category", "area", "iscrowd"))]
+_BOXES = ("boxes_xywh", "labels", "area", "iscrowd")
+_IMAGES = ("image_id", "width", "height", "labelled")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Annotations:
     image_id: np.ndarray  # int64 [n]
     width: np.ndarray  # int32 [n]
     height: np.ndarray  # int32 [n]
+    labelled: np.ndarray  # bool [n, classes], whether a class was annotated in an image at all
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -58,6 +58,7 @@ class Annotations:
             "target_labels": self.labels[rows],
             "target_area": self.area[rows],
             "iscrowd": self.iscrowd[rows],
+            "labelled": self.labelled[index],
         }
 
     @property
@@ -65,84 +66,71 @@ class Annotations:
         """Boxes per image."""
         return np.diff(self.offsets)
 
-    @property
-    def portrait(self) -> np.ndarray:  # bool [n]
-        """Which images lie on the portrait canvas."""
-        return self.height > self.width
+    def sizes(self, geometry: Geometry) -> np.ndarray:  # int64 [n, 2]
+        """The (height, width) that each image is resized to."""
+        sides = np.stack([self.height, self.width], axis=1)
+        different, place = np.unique(sides, axis=0, return_inverse=True)
+        return np.array([geometry.resized(height, width) for height, width in different.tolist()])[place]
 
     def people(self) -> Annotations:
         """Without crowd regions (iscrowd 1): nobody to learn, and nothing to miss."""
         keep = self.iscrowd == 0
         if keep.all():
             return self
-        boxes = {name: getattr(self, name)[keep] for name in ("boxes_xywh", "labels", "area", "iscrowd")}
+        boxes = {name: getattr(self, name)[keep] for name in _BOXES}
         return replace(self, **boxes, offsets=np.append(0, keep.cumsum())[self.offsets])
 
-    def first(self, count: int) -> Annotations:
-        """The first `count` images."""
-        end = int(self.offsets[min(count, len(self))])
-        boxes = {name: getattr(self, name)[:end] for name in ("boxes_xywh", "labels", "area", "iscrowd")}
-        images = {name: getattr(self, name)[:count] for name in ("image_id", "width", "height")}
-        return replace(self, **boxes, **images, offsets=self.offsets[: count + 1])
+    def select(self, rows: np.ndarray) -> Annotations:
+        """The images at these rows (integers), in this order."""
+        offsets = np.append(0, self.counts[rows].cumsum())
+        kept = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], np.diff(offsets))
+        boxes = {name: getattr(self, name)[kept] for name in _BOXES}
+        return Annotations(**boxes, **{name: getattr(self, name)[rows] for name in _IMAGES}, offsets=offsets)
 
 
-def read(paths: Sequence[str], where: str) -> Annotations:
+def read_annotations(paths: Sequence[str], where: str) -> Annotations:
     """Read every column but the image from Parquet shards, in order, and check the values.
-
-    A few thousand images at a time: the peak is then that of the result, not of all that Arrow makes of it.
 
     Raises:
         UserError: unequal or empty lists of columns, a class id that is none, a box of no size, with NaN or outside
             its image, image ids that repeat, no images; each with the image ids concerned.
     """
-    parts = [
-        _part(batch, where)
-        for path in paths
-        for batch in pq.ParquetFile(path).iter_batches(_IMAGES_AT_A_TIME, columns=_COLUMNS)
-    ]
-    if not parts:
-        raise UserError(f"{where} holds no images: pack a folder that has some, or name another split.")
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "offsets"
-    }
-    counts = np.concatenate([part.counts for part in parts])
-    values, times = np.unique(arrays["image_id"], return_counts=True)
-    _refuse(where, values[times > 1], "stands there more than once")
-    return Annotations(**arrays, offsets=np.concatenate([[0], np.cumsum(counts)]))
-
-
-def _part(batch: pa.RecordBatch, where: str) -> Annotations:
-    objects = batch["objects"]
-    bbox, category, area, iscrowd = (
-        pc.struct_field(objects, name) for name in ("bbox", "category", "area", "iscrowd")
-    )
-    counts = _lengths(bbox)
-    ids = _numpy(batch["image_id"])
-    for name, column in (("category", category), ("area", area), ("iscrowd", iscrowd)):
-        _refuse(where, ids[_lengths(column) != counts], f"has not as many entries in objects.{name} as boxes")
+    optional = ["labelled"] if "labelled" in pq.read_schema(paths[0]).names else []
+    columns = ["image_id", "width", "height", "objects", *optional]
+    table = pq.read_table(list(paths), columns=columns).flatten()  # of "objects" it makes "objects.bbox" and so on
+    image_id, counts = table["image_id"].to_numpy(), _lengths(table["objects.bbox"])
+    for name in ("objects.category", "objects.area", "objects.iscrowd"):
+        _refuse(where, image_id[_lengths(table[name]) != counts], f"has not as many entries in {name} as boxes")
+    labelled = np.ones((len(image_id), len(CLASS_NAMES)), bool)
+    if optional:
+        labelled[table["labelled"].is_valid().to_numpy()] = False
+        owner = np.repeat(np.arange(len(image_id)), _lengths(table["labelled"]))
+        labelled[owner, pc.list_flatten(table["labelled"]).to_numpy()] = True
+    labels = pc.list_flatten(table["objects.category"]).to_numpy()
     found = Annotations(
-        boxes_xywh=_numpy(pc.list_flatten(pc.list_flatten(bbox))).astype(np.float32, copy=False).reshape(-1, 4),
-        labels=_numpy(pc.list_flatten(category)),
-        area=_numpy(pc.list_flatten(area)).astype(np.float32, copy=False),
-        iscrowd=_numpy(pc.list_flatten(iscrowd)).astype(np.int8, copy=False),
-        offsets=np.concatenate([[0], np.cumsum(counts)]),
-        image_id=ids,
-        width=_numpy(batch["width"]),
-        height=_numpy(batch["height"]),
+        boxes_xywh=pc.list_flatten(pc.list_flatten(table["objects.bbox"])).to_numpy().reshape(-1, 4),
+        labels=labels,
+        area=pc.list_flatten(table["objects.area"]).to_numpy(),
+        iscrowd=pc.list_flatten(table["objects.iscrowd"]).to_numpy(),
+        offsets=np.append(0, counts.cumsum()),
+        image_id=image_id,
+        width=table["width"].to_numpy(),
+        height=table["height"].to_numpy(),
+        labelled=labelled,
     )
     _check(found, where)
-    return replace(found, labels=found.labels.astype(np.int8))
+    return replace(found, labels=labels.astype(np.int8))
 
 
-def _numpy(column: pa.Array) -> np.ndarray:
-    return column.to_numpy(zero_copy_only=False)
-
-
-def _lengths(column: pa.Array) -> np.ndarray:  # int64 [n]
-    return _numpy(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)
+def _lengths(lists: pa.ChunkedArray) -> np.ndarray:  # int64 [n]
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
 
 
 def _check(found: Annotations, where: str) -> None:
+    if len(found) == 0:
+        raise UserError(f"{where} holds no images: pack a folder that has some, or name another split.")
+    values, times = np.unique(found.image_id, return_counts=True)
+    _refuse(where, values[times > 1], "stands there more than once")
     _refuse(where, found.image_id[(found.width < 1) | (found.height < 1)], "has a width or height below 1")
     owner = np.repeat(np.arange(len(found)), found.counts)  # [T] the image of each box
 
@@ -171,13 +159,13 @@ def _refuse(where: str, image_ids: np.ndarray, what: str) -> None:
     )
 
 
-def summary(annotations: Annotations, geometry: Geometry, num_queries: int) -> dict[str, Any]:
+def split_statistics(annotations: Annotations, geometry: Geometry, num_queries: int) -> dict[str, Any]:
     """What a trainer needs to know of a split before it starts.
 
     Returns:
-        images, boxes, boxes_per_class, portrait_images; boxes_per_image (mean) and max_boxes; images_beyond_queries,
-        boxes_beyond_queries, share_beyond_queries: what no set of `num_queries` predictions can hold; and the share
-        of `padding`.
+        images, boxes, boxes_per_class, portrait_images; sizes: how many different ones the images are resized to;
+        boxes_per_image (mean) and max_boxes; images_beyond_queries, boxes_beyond_queries, share_beyond_queries: what
+        no set of `num_queries` predictions can hold.
     """
     people = annotations.people()
     counts, labels = people.counts, people.labels
@@ -187,28 +175,21 @@ def summary(annotations: Annotations, geometry: Geometry, num_queries: int) -> d
         "images": len(annotations),
         "boxes": boxes,
         "boxes_per_class": {name: int((labels == number).sum()) for number, name in enumerate(CLASS_NAMES)},
-        "portrait_images": int(annotations.portrait.sum()),
+        "portrait_images": int((annotations.height > annotations.width).sum()),
+        "sizes": len(np.unique(annotations.sizes(geometry), axis=0)),
         "boxes_per_image": boxes / len(annotations),
         "max_boxes": int(counts.max()),
         "images_beyond_queries": int((beyond > 0).sum()),
         "boxes_beyond_queries": int(beyond.sum()),
         "share_beyond_queries": int(beyond.sum()) / max(boxes, 1),
-        "padding": padding(annotations, geometry),
     }
 
 
-def padding(annotations: Annotations, geometry: Geometry) -> float:
-    """The share of canvas pixels that is padding; both canvases have the same area."""
-    sizes, times = np.unique(np.stack([annotations.height, annotations.width], axis=1), axis=0, return_counts=True)
-    areas = [math.prod(geometry.resized(height, width)) for height, width in sizes.tolist()]
-    return 1 - float(np.average(areas, weights=times)) / math.prod(geometry.canvas(1, 1))
-
-
-def describe(found: dict[str, Any], split: str, num_queries: int) -> str:
-    """The summary in plain words, for the log."""
+def statistics_in_words(found: dict[str, Any], split: str, num_queries: int) -> str:
+    """The statistics in one line, for the log."""
     text = (
-        f"{split}: {found['images']:,} images ({found['portrait_images']:,} portrait), {found['boxes']:,} boxes, "
-        f"{found['boxes_per_image']:.1f} an image, {found['max_boxes']:,} at most; padding is {found['padding']:.1%}."
+        f"{split}: {found['images']:,} images ({found['portrait_images']:,} portrait) in {found['sizes']} sizes, "
+        f"{found['boxes']:,} boxes, {found['boxes_per_image']:.1f} an image, {found['max_boxes']:,} at most."
     )
     if found["boxes_beyond_queries"]:
         text += (

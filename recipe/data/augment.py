@@ -1,100 +1,110 @@
-"""Augmentation of crowds: a flip, a mild affine transformation, a light change of colour; never a crop.
+"""Augmentation by albumentations, after the resize: a flip, a mild affine, a light change of colour; never a crop.
 
-    transform = draw(config, generator(seed, epoch, index), height, width)
+    augmentation = build_augmentation(config)
+    pixels, boxes_xyxy, rows = augmentation(pixels, boxes_xyxy, (seed, epoch, index))
 
-Everything is drawn from (seed, epoch, index) alone, so an image's augmentation is another in each epoch and the same
-whatever the number of workers and after a resume. The geometry is one matrix, by which pixels and boxes both go.
-Coordinates are continuous: pixel i covers [i, i + 1].
+`--augmentation FILE` takes a pipeline of your own instead, as `albumentations.save(pipeline, FILE)` writes it.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import random
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recipe.config import Config
+from recipe.hub import first_line
+from recipe.schema import UserError
 
-COLOR_RANGE = 0.1  # light: brightness and contrast by a tenth to either side
-MIN_BOX = 1.0  # pixels of the resized image that must remain of a box
+if TYPE_CHECKING:
+    import albumentations
+
+FILL = (124, 116, 104)  # about the ImageNet mean: 0 once normalised
+MIN_VISIBILITY = 0.25  # a box of which less remains in the frame is no target
+COLOR_RANGE = 0.1  # brightness and contrast, to either side
 
 
-@dataclass(frozen=True)
-class Transform:
-    """What happens to one image after its resize.
+def build_augmentation(config: Config) -> Augmentation | None:
+    """The pipeline that the settings ask for, or None with `--augment false`.
 
-    `matrix` maps [x, y, 1] of the resized image to its place in the same frame, a flip included, or is None when no
-    affine was drawn: then `flip` says it all. `gain` and `bias` change the colour: v * gain + bias.
+    Raises:
+        UserError: `--augmentation FILE` cannot be read, or does not keep the size of the image.
+    """
+    if not config.augment:
+        return None
+    import albumentations as A  # here, because it takes 4 s
+
+    if config.augmentation is not None:
+        try:
+            pipeline = A.load(config.augmentation, data_format="yaml")  # JSON is YAML too
+            augmentation = Augmentation([pipeline], f"--augmentation {config.augmentation}")
+        except Exception as error:  # those of YAML, pydantic and the transforms share no base
+            raise UserError(
+                f"--augmentation {config.augmentation} cannot be read ({first_line(error)}): write it with "
+                "`albumentations.save(albumentations.Compose([...]), FILE)`, as JSON or YAML."
+            ) from error
+        for epoch in range(8):  # some of its transforms are drawn in some epochs only
+            augmentation(np.zeros((160, 240, 3), np.uint8), np.array([[0.25, 0.25, 0.75, 0.75]]), (0, epoch, 0))
+        return augmentation
+    affine = A.Affine(
+        rotate=(-config.rotate, config.rotate),
+        shear=(-config.shear, config.shear),
+        translate_percent=(-config.translate, config.translate),  # (0.03, 0.03) would be a constant shift
+        scale=(config.scale_min, config.scale_max),
+        keep_ratio=True,
+        rotate_method="ellipse",  # a turned rectangle's box is a sixth larger at 5 degrees
+        fill=FILL,
+        p=config.affine,
+    )
+    color = A.RandomBrightnessContrast(COLOR_RANGE, COLOR_RANGE, p=config.color)
+    return Augmentation([A.HorizontalFlip(p=config.hflip), affine, color], "augmentation")
+
+
+class Augmentation:
+    """An albumentations pipeline whose every draw depends on (seed, epoch, index) alone.
+
+    An image's augmentation is then another in each epoch, and the same whatever the number of workers and after a
+    resume: left to itself, albumentations repeats itself in every worker and every epoch (traps in the README).
     """
 
-    flip: bool = False
-    matrix: np.ndarray | None = None  # float64 [2, 3]
-    gain: float = 1.0
-    bias: float = 0.0
+    def __init__(self, transforms: list[albumentations.BasicTransform], name: str) -> None:
+        import albumentations as A
+        import cv2
 
-
-def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one sample in one epoch: counter-based, so neighbouring seeds share nothing."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, index))))
-
-
-def draw(config: Config, rng: np.random.Generator, height: int, width: int) -> Transform:
-    """Draw the augmentation of one image whose resized size is (height, width).
-
-    The same count of numbers is drawn whatever is chosen, so that one probability changes nothing else.
-    """
-    chance = rng.random(3)
-    rotate, shear_x, shear_y, shift_x, shift_y, zoom, contrast, brightness = rng.uniform(-1, 1, 8)
-    flip = bool(chance[0] < config.hflip)
-    matrix = None
-    if chance[1] < config.affine:
-        middle, spread = (config.scale_max + config.scale_min) / 2, (config.scale_max - config.scale_min) / 2
-        linear = _linear(
-            config.rotate * rotate, config.shear * shear_x, config.shear * shear_y, middle + spread * zoom
+        cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's own threads would only fight them
+        boxes = A.BboxParams(
+            format="albumentations",  # xyxy, normalised
+            label_fields=["rows"],
+            min_visibility=MIN_VISIBILITY,
+            clip=True,
+            filter_invalid_bboxes=True,
         )
-        if flip:
-            linear = linear @ np.diag([-1.0, 1.0])
-        center = np.array([width / 2, height / 2])
-        shift = config.translate * np.array([shift_x * width, shift_y * height])
-        matrix = np.column_stack([linear, center + shift - linear @ center])
-    if chance[2] < config.color:
-        gain = 1 + COLOR_RANGE * contrast
-        return Transform(flip, matrix, gain, 128 * (1 - gain) + 255 * COLOR_RANGE * brightness)
-    return Transform(flip, matrix)
+        self.name = name
+        self.pipeline = A.Compose(transforms, bbox_params=boxes)
 
+    def __call__(
+        self, pixels: np.ndarray, boxes_xyxy: np.ndarray, seeds: tuple[int, int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Augment pixels uint8 [H, W, 3] and boxes_xyxy float [n, 4], normalised, by seeds (seed, epoch, index).
 
-def _linear(rotate: float, shear_x: float, shear_y: float, scale: float) -> np.ndarray:  # degrees -> [2, 2]
-    angle = math.radians(rotate)
-    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    shear = np.array([[1, math.tan(math.radians(shear_x))], [math.tan(math.radians(shear_y)), 1]])
-    return scale * rotation @ shear
+        Returns:
+            The pixels, the m boxes that remain, clipped to the frame, and which rows [m] of boxes_xyxy they were.
 
-
-def move_boxes(boxes_xyxy: np.ndarray, transform: Transform, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Take boxes along with the pixels.
-
-    A box becomes the box of its inscribed ellipse after the transformation: a person fills an ellipse better than a
-    rectangle, and the box of the rectangle's turned corners grows by a sixth at 5 degrees. In closed form, a
-    half-axis of the new box is the norm of the matrix row weighted by the old half-axes.
-
-    Args:
-        boxes_xyxy: float [n, 4] in pixels of the resized image.
-
-    Returns:
-        The boxes that remain, clipped to the frame, and the mask [n] of which those are. Where no affine was drawn
-        all boxes remain.
-    """
-    keep = np.ones(len(boxes_xyxy), dtype=bool)
-    if transform.matrix is None:
-        if transform.flip:
-            boxes_xyxy = np.stack(
-                [width - boxes_xyxy[:, 2], boxes_xyxy[:, 1], width - boxes_xyxy[:, 0], boxes_xyxy[:, 3]], axis=1
+        Raises:
+            UserError: a pipeline of the user's own failed, or changed the size of the image.
+        """
+        generator = np.random.default_rng(seeds)
+        # Not set_random_seed: that gives every transform the same numbers, so that only flipped images are turned.
+        self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        try:
+            out: dict[str, Any] = self.pipeline(image=pixels, bboxes=boxes_xyxy, rows=np.arange(len(boxes_xyxy)))
+        except Exception as error:  # whatever the transforms of others raise
+            raise UserError(f"{self.name} failed: {first_line(error)}") from error
+        found = np.asarray(out["image"])
+        if found.shape != pixels.shape or found.dtype != pixels.dtype:
+            raise UserError(
+                f"{self.name} makes {found.dtype} {found.shape} of an image of {pixels.dtype} {pixels.shape}: it must "
+                "keep both, for a batch holds images of one size. Leave crops and normalising out."
             )
-        return boxes_xyxy, keep
-    linear, shift = transform.matrix[:, :2], transform.matrix[:, 2]
-    center = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2 @ linear.T + shift  # [n, 2]
-    half = np.sqrt(((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) / 2) ** 2 @ (linear**2).T)  # [n, 2]
-    moved = np.concatenate([center - half, center + half], axis=1).clip(0, [width, height, width, height])
-    keep = ((moved[:, 2:] - moved[:, :2]) >= MIN_BOX).all(axis=1)
-    return moved[keep], keep
+        return found, np.reshape(out["bboxes"], (-1, 4)), np.asarray(out["rows"], dtype=np.int64)

@@ -1,6 +1,6 @@
 """Hungarian matching and the DETR losses, per image instead of across the batch, and in fp32.
 
-    model.loss_function = detection_loss
+    loss, loss_dict = detection_loss(logits, pred_boxes, labels, model.config, num_items_in_batch)
 
 transformers' own matcher builds one cost matrix over every pair of images in the batch (it grows with the square of
 the batch), once per decoder layer, in whatever dtype autocast left behind. Here all layers are stacked, each image is
@@ -9,133 +9,139 @@ matched with its own boxes alone, one copy goes to the CPU and one comes back. S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import cross_entropy, l1_loss
-from torch.nn.utils.rnn import pad_sequence
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torch.nn.functional import l1_loss
+from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 from transformers import DetrConfig
 
+LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
 Labels = list[dict[str, Tensor]]
+
+
+def count_items(batches: Sequence[dict[str, Any]], num_queries: int) -> Tensor:
+    """What `detection_loss` divides by: the matched boxes and the images of `batches`, float [2].
+
+    Boxes beyond the queries carry no loss and must not dilute that of the others.
+    """
+    sizes = [len(label["boxes"]) for batch in batches for label in batch["labels"]]
+    return torch.tensor([sum(min(size, num_queries) for size in sizes), len(sizes)], dtype=torch.float32)
 
 
 def detection_loss(
     logits: Tensor,
-    labels: Labels,
-    device: torch.device,
     pred_boxes: Tensor,
+    labels: Labels,
     config: DetrConfig,
-    outputs_class: Tensor | None = None,
-    outputs_coord: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
-    """The set prediction loss of DETR (Carion et al. 2020), with transformers' signature for `model.loss_function`.
+    num_items_in_batch: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The set prediction loss of DETR (Carion et al. 2020), summed over the decoder layers.
 
     Args:
-        logits: [batch, queries, classes + 1], the last class is "no object".
-        labels: per image `class_labels` [n] and `boxes` [n, 4] cxcywh, normalised by the image's own resized size.
-        pred_boxes: [batch, queries, 4] cxcywh in [0, 1].
-        outputs_class, outputs_coord: the same for every decoder layer, [layers, batch, queries, ...]; the last entry
-            is replaced by `logits` and `pred_boxes`, as in transformers.
+        logits: [layers, batch, queries, classes + 1], the last class is "no object".
+        pred_boxes: [layers, batch, queries, 4] cxcywh in [0, 1].
+        labels: per image `class_labels` [n] and `boxes` [n, 4] cxcywh, normalised by the image's own resized size;
+            also, where there are any, `labelled` bool [classes], the classes that were annotated in this image, and
+            `ignored` [k, 4] cxcywh, regions whose contents were not.
+        num_items_in_batch: [2], matched boxes and images of the optimizer step over all processes (`count_items`):
+            gradients of micro-batches and processes then add up to those of one batch. Left out: those of this batch.
 
     Returns:
         The weighted sum over layers; `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, and with the suffix `_0`,
-        `_1` ... those of the layers before it; the auxiliary outputs.
+        `_1` ... those of the layers before it.
     """
-    all_logits, all_boxes = logits[None], pred_boxes[None]
-    if outputs_class is not None and outputs_coord is not None:
-        all_logits = torch.cat([outputs_class[:-1], all_logits])  # [layers, batch, queries, classes + 1]
-        all_boxes = torch.cat([outputs_coord[:-1], all_boxes])  # [layers, batch, queries, 4]
-    all_logits, all_boxes = all_logits.float(), all_boxes.float()  # bf16 boxes are 3 px off at a width of 1536
-    query, target = match(all_logits, all_boxes, labels, config)
-    losses = _losses(all_logits, all_boxes, labels, query, target, config)  # each [layers]
-    weights = {"loss_ce": 1, "loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+    logits, pred_boxes = logits.float(), pred_boxes.float()  # bf16 boxes are 3 px off at a width of 1536
+    layers, batch, queries, _ = logits.shape
+    query, target = match(logits, pred_boxes, labels, config)  # each [layers, matched]
+    boxes, images = (query.shape[1], batch) if num_items_in_batch is None else num_items_in_batch.to(logits.device)
+    class_loss = _class_loss(logits, pred_boxes, labels, query, target, config.eos_coefficient)  # [layers]
+
+    target_boxes = torch.cat([label["boxes"] for label in labels])[target]  # [layers, matched, 4]
+    matched = pred_boxes.reshape(layers, -1, 4).gather(1, query[..., None].expand(-1, -1, 4))
+    giou = generalized_box_iou_loss(
+        box_convert(matched, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy")
+    )
+    at_least_one = torch.clamp(boxes, min=1) if isinstance(boxes, Tensor) else max(boxes, 1)
+    losses = {
+        "loss_ce": class_loss / (boxes + config.eos_coefficient * (images * queries - boxes)),
+        "loss_bbox": l1_loss(matched, target_boxes, reduction="none").sum((1, 2)) / at_least_one,
+        "loss_giou": giou.sum(1) / at_least_one,
+    }
+    weights = dict(zip(LOSSES, (1, config.bbox_loss_coefficient, config.giou_loss_coefficient), strict=True))
     loss = torch.stack([weights[name] * value.sum() for name, value in losses.items()]).sum()
-    layers = len(all_logits)
-    names = [f"_{layer}" for layer in range(layers - 1)] + [""]
-    loss_dict = {name + names[layer]: value[layer] for name, value in losses.items() for layer in range(layers)}
-    auxiliary = [{"logits": a, "pred_boxes": b} for a, b in zip(all_logits[:-1], all_boxes[:-1], strict=True)]
-    return loss, loss_dict, auxiliary or None
+    suffixes = [f"_{layer}" for layer in range(layers - 1)] + [""]
+    return loss, {name + suffixes[layer]: value[layer] for name, value in losses.items() for layer in range(layers)}
 
 
 @torch.no_grad()
-def match(all_logits: Tensor, all_boxes: Tensor, labels: Labels, config: DetrConfig) -> tuple[Tensor, Tensor]:
+def match(logits: Tensor, pred_boxes: Tensor, labels: Labels, config: DetrConfig) -> tuple[Tensor, Tensor]:
     """Assign to every target box its own query, per image and per decoder layer, at the least total cost.
 
     Returns:
         Two index tensors [layers, matched]: into the flattened [batch * queries] predictions, and into the
         concatenated targets. An image with more boxes than queries matches as many as there are queries.
     """
-    layers, _, queries, _ = all_logits.shape
+    layers, _, queries, _ = logits.shape
     sizes = [len(label["boxes"]) for label in labels]
-    starts = np.cumsum([0, *sizes])
-    cost = _cost(all_logits, all_boxes, labels, config).cpu().numpy()  # [layers, batch, queries, most boxes]
-    picked_queries: list[list[np.ndarray]] = [[] for _ in range(layers)]
-    picked_targets: list[list[np.ndarray]] = [[] for _ in range(layers)]
+    costs = _costs(logits, pred_boxes, labels, config)
+    # A broken prediction must not break the solver: the loss turns non-finite by itself, and training stops on that.
+    together = torch.cat([cost.flatten() for cost in costs]).nan_to_num(nan=1e6, posinf=1e6, neginf=1e6)
+    on_host = np.split(together.cpu().numpy(), np.cumsum([cost.numel() for cost in costs])[:-1])  # the one host read
+    pairs = []
     for layer in range(layers):
-        for image, size in enumerate(sizes):
-            query, target = linear_sum_assignment(cost[layer, image, :, :size])
-            picked_queries[layer].append(query + image * queries)
-            picked_targets[layer].append(target + starts[image])
-    pairs = np.stack([[np.concatenate(row) for row in picked] for picked in (picked_queries, picked_targets)])
-    query, target = torch.from_numpy(pairs.astype(np.int64)).to(all_logits.device)
+        first = 0
+        for image, (flat, size) in enumerate(zip(on_host, sizes, strict=True)):
+            query, target = linear_sum_assignment(flat.reshape(layers, queries, size)[layer])
+            pairs.append(np.stack([query + image * queries, target + first]))
+            first += size
+    indices = np.concatenate(pairs, axis=1).reshape(2, layers, -1)
+    query, target = torch.from_numpy(indices).to(logits.device)
     return query, target
 
 
-def _cost(all_logits: Tensor, all_boxes: Tensor, labels: Labels, config: DetrConfig) -> Tensor:
-    """Cost of every query for every box of its own image, [layers, batch, queries, most boxes]."""
-    boxes = pad_sequence([label["boxes"] for label in labels], batch_first=True, padding_value=0.5)  # [batch, most, 4]
-    classes = pad_sequence([label["class_labels"] for label in labels], batch_first=True)  # [batch, most]
-    chosen = classes[:, None].expand(-1, all_logits.shape[2], -1)  # [batch, queries, most]
-    sides = box_convert(boxes, "cxcywh", "xyxy")[:, None].unbind(-1)  # four of [batch, 1, most]
+def _costs(logits: Tensor, pred_boxes: Tensor, labels: Labels, config: DetrConfig) -> list[Tensor]:
+    """For each image the cost of every query for every box, [layers, queries, n]."""
+    layers, _, queries, _ = logits.shape
+    shares, pred_xyxy = logits.softmax(-1), box_convert(pred_boxes, "cxcywh", "xyxy")
     costs = []
-    for logits, pred_boxes in zip(all_logits, all_boxes, strict=True):  # layer by layer: it stays in the cache
-        cost = logits.softmax(-1).gather(-1, chosen).mul_(-config.class_cost)
-        cost += torch.cdist(pred_boxes, boxes, p=1).mul_(config.bbox_cost)
-        pred_sides = box_convert(pred_boxes, "cxcywh", "xyxy")[:, :, None].unbind(-1)  # four of [batch, queries, 1]
-        costs.append(cost.sub_(_pairwise_giou(pred_sides, sides).mul_(config.giou_cost)))
-    # A broken prediction must not break the solver: the loss turns non-finite by itself, and training stops on that.
-    return torch.stack(costs).nan_to_num_(nan=1e6, posinf=1e6, neginf=1e6)
+    for image, label in enumerate(labels):
+        giou = generalized_box_iou(pred_xyxy[:, image].flatten(0, 1), box_convert(label["boxes"], "cxcywh", "xyxy"))
+        cost = config.bbox_cost * torch.cdist(pred_boxes[:, image], label["boxes"], p=1)
+        cost -= config.giou_cost * giou.view(layers, queries, len(label["boxes"]))
+        costs.append(cost - config.class_cost * shares[:, image][..., label["class_labels"]])
+    return costs
 
 
-def _pairwise_giou(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) of boxes given as x0, y0, x1, y1, broadcast against each other."""
-    ax0, ay0, ax1, ay1 = a
-    bx0, by0, bx1, by1 = b
-    overlap = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
-    overlap *= (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0)
-    union = ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0)).sub_(overlap)
-    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)).mul_(torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
-    return overlap.div_(union).add_(union.div_(hull)).sub_(1)
+def _class_loss(
+    logits: Tensor, pred_boxes: Tensor, labels: Labels, query: Tensor, target: Tensor, eos_coefficient: float
+) -> Tensor:
+    """Cross entropy summed over queries, "no object" weighted by `eos_coefficient`, [layers]."""
+    log_shares = logits.log_softmax(-1)  # [layers, batch, queries, classes + 1]
+    background = log_shares[..., -1]
+    if "labelled" in labels[0]:  # what nobody annotated may be there: "no object" or one of the unlabelled classes
+        allowed = torch.stack([torch.cat([~label["labelled"], label["labelled"].new_ones(1)]) for label in labels])
+        background = log_shares.masked_fill(~allowed[:, None], -torch.inf).logsumexp(-1)
+    weight = torch.full_like(background, eos_coefficient)
+    for image, label in enumerate(labels):
+        if len(label.get("ignored", ())):
+            inside = _share_inside(pred_boxes[:, image].detach(), label["ignored"]) > 0.5  # [layers, queries, k]
+            weight[:, image].masked_fill_(inside.any(-1), 0)
+    wanted = torch.cat([label["class_labels"] for label in labels])[target]  # [layers, matched]
+    matched = log_shares.flatten(1, 2).gather(1, query[..., None].expand(-1, -1, logits.shape[-1]))
+    matched = matched.gather(-1, wanted[..., None])[..., 0]  # [layers, matched]
+    weight = weight.flatten(1).scatter(1, query, 1.0)
+    return -(weight * background.flatten(1).scatter(1, query, matched)).sum(1)
 
 
-def _losses(
-    all_logits: Tensor, all_boxes: Tensor, labels: Labels, query: Tensor, target: Tensor, config: DetrConfig
-) -> dict[str, Tensor]:
-    layers, batch, queries, classes = all_logits.shape
-    wanted = torch.full((layers, batch * queries), classes - 1, device=all_logits.device)  # "no object"
-    wanted.scatter_(1, query, torch.cat([label["class_labels"] for label in labels])[target])
-    weight = torch.ones(classes, device=all_logits.device)
-    weight[-1] = config.eos_coefficient
-    ce = cross_entropy(all_logits.reshape(-1, classes), wanted.reshape(-1), weight, reduction="none")
-    loss_ce = ce.view(layers, -1).sum(1) / weight[wanted].sum(1)
-
-    boxes = torch.cat([label["boxes"] for label in labels])[target]  # [layers, matched, 4]
-    matched = all_boxes.reshape(layers, -1, 4).gather(1, query[..., None].expand(-1, -1, 4))
-    giou = generalized_box_iou_loss(box_convert(matched, "cxcywh", "xyxy"), box_convert(boxes, "cxcywh", "xyxy"))
-    # The matched boxes, not all boxes: those beyond the queries carry no loss and must not dilute the others.
-    count = torch.tensor(float(query.shape[1]), device=all_logits.device)
-    if PartialState._shared_state:  # as DETR does: the mean over processes, so that a crowd on one GPU counts fully
-        count = reduce(count, reduction="mean")
-    count = count.clamp(min=1)
-    return {
-        "loss_ce": loss_ce,
-        "loss_bbox": l1_loss(matched, boxes, reduction="none").sum((1, 2)) / count,
-        "loss_giou": giou.sum(1) / count,
-    }
+def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Share of each box's area that lies in each region, both cxcywh: [layers, queries, 4], [k, 4] -> [..., k]."""
+    x0, y0, x1, y1 = box_convert(boxes, "cxcywh", "xyxy")[..., None, :].unbind(-1)  # four of [layers, queries, 1]
+    left, top, right, bottom = box_convert(regions, "cxcywh", "xyxy").unbind(-1)  # four of [k]
+    width = (torch.minimum(x1, right) - torch.maximum(x0, left)).clamp(min=0)
+    height = (torch.minimum(y1, bottom) - torch.maximum(y0, top)).clamp(min=0)
+    return width * height / ((x1 - x0) * (y1 - y0))

@@ -3,193 +3,166 @@
     trackio show --project crowd-detr        looks at what was logged on this machine
     recipe sync OUTPUT_DIR                   sends what a dashboard has missed
 
-A thread of its own carries what the run writes into its folder, metrics.jsonl and pictures/, to the dashboard. So no
-dashboard stops or slows a training, whatever happens to it. Every row has an identity made of run, step and names, by
-which Trackio knows it again: sending a row twice, after a resume or by `recipe sync`, shows it once.
+metrics.jsonl in the run's folder is the truth. A thread of its own hands the rows to Trackio, so that no dashboard
+stops or slows a training, whatever happens to it. Before a resumed run or `recipe sync` sends any, the dashboard is
+asked which it has: a row is known again by its first name and its step.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import logging
 import os
-import shutil
+import queue
+import subprocess
+import sys
 import threading
-import uuid
-from collections import deque
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections import defaultdict
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import trackio
-from gradio_client import handle_file
-from trackio import deploy, fragments, gpu, utils
-from trackio.media.utils import get_project_media_path
-from trackio.remote_client import RemoteClient
+from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import rewrite_logs
+from transformers.integrations import rewrite_logs
 
-from recipe.hub import in_a_line
+from recipe.hub import first_line, full_id
+from recipe.record import RUN_FILE, RunRecord
 from recipe.schema import UserError
 from recipe.training.logs import read_log
-from recipe.training.run import read_record
 
 logger = logging.getLogger(__name__)
 
-BATCH = 500  # rows per request
-TIMEOUT = 20.0  # seconds for one request
-GATHER = 0.5  # seconds in which rows come together
-FAREWELL = 10.0  # seconds that the end of a training waits for a dashboard
-Entry = dict[str, Any]
+TIMEOUT = 30.0  # seconds for one question to a dashboard
+SHUTDOWN_TIMEOUT = 20.0  # seconds that the end of a training waits for a dashboard
+GLANCE = ("loss", "eval_map", "eval_map_50", "eval_mr2_person", "eval_mr2_head")  # also in the first section of charts
+# The `trackio` command. A private Space needs the token, which may not stand on a command line, for others to read.
+TRACKIO = "import sys, huggingface_hub, trackio.cli; token = huggingface_hub.get_token(); "
+TRACKIO += "sys.argv[1:1] = ['--hf-token', token] if token else []; trackio.cli.main()"
+Row = tuple[int, dict[str, Any]]  # step, name -> a number, or the path of a picture
 
 
-class Local:
-    """Trackio's own database on this machine (TRACKIO_DIR)."""
-
-    def log(self, entries: list[Entry]) -> None:
-        fragments.import_records([fragments.metric_record(entry) for entry in entries])
-
-    def log_system(self, entries: list[Entry]) -> None:
-        fragments.import_records([fragments.system_metric_record(entry) for entry in entries])
-
-    def show(self, picture: Path, entry: Entry) -> None:
-        shutil.copy(picture, get_project_media_path(entry["project"], entry["run"], entry["step"]) / picture.name)
-
-
-class Remote:
-    """A Space, or a server of one's own."""
-
-    def __init__(self, source: str, token: str | None, write_token: str | None = None) -> None:
-        self.token = token
-        self.client = RemoteClient(source, token, write_token, httpx_kwargs={"timeout": TIMEOUT})
-
-    def log(self, entries: list[Entry]) -> None:
-        self.client.predict(api_name="/bulk_log", logs=entries, hf_token=self.token)
-
-    def log_system(self, entries: list[Entry]) -> None:
-        self.client.predict(api_name="/bulk_log_system", logs=entries, hf_token=self.token)
-
-    def show(self, picture: Path, entry: Entry) -> None:
-        names = {name: entry[name] for name in ("project", "run", "run_id", "step")}
-        upload = {**names, "relative_path": None, "uploaded_file": handle_file(str(picture))}
-        self.client.predict(api_name="/bulk_upload_media", uploads=[upload], hf_token=self.token)
-
-
-def connect(training: Mapping[str, Any]) -> Local | Remote:
-    """The dashboard that the flags or TRACKIO_SPACE_ID or TRACKIO_SERVER_URL name; a Space is made if need be."""
-    space, server = utils.resolve_space_id_and_server_url(training.get("trackio_space_id"), None)
-    if space is not None:
-        space, _, bucket = utils.preprocess_space_and_dataset_ids(space, None, training.get("trackio_bucket_id"))
-        if training.get("trackio_bucket_id") is None:
-            bucket = deploy.resolve_auto_bucket_id(space, bucket)
-        deploy.create_space_if_not_exists(space, None, bucket, training.get("hub_private_repo"))
-        return Remote(space, huggingface_hub.get_token())
-    if server is not None:
-        base, token = utils.parse_trackio_server_url(server)
-        return Remote(base, None, token or os.environ.get("TRACKIO_WRITE_TOKEN"))
-    return Local()
-
-
-def entries(folder: Path, record: Mapping[str, Any]) -> dict[str, tuple[Entry, Path | None]]:
-    """Identity -> what the run has logged so far, oldest first, with the picture's file where it is one."""
-    found: dict[str, tuple[Entry, Path | None]] = {}
-    names = {"project": record["training"]["project"], "run": record["run_name"], "run_id": record["run_id"]}
-    config = {**record["training"], **record["config"], "_Username": None, "_Group": None}
-    names["config"] = json.loads(json.dumps({**config, "_Created": record["started"]}, default=str))
-
-    def add(metrics: dict[str, Any], step: int, picture: Path | None = None) -> None:
-        identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{record['run_id']} {step} {sorted(metrics)}").hex
-        found[identity] = ({**names, "metrics": metrics, "step": step, "log_id": identity}, picture)
-
+def rows_of(folder: Path) -> list[Row]:
+    """What a run has logged, under Trackio's names (eval_map -> eval/map, loss -> train/loss), and its pictures."""
+    rows: list[Row] = []
     for row in read_log(folder):
         step = row.pop("step")
-        add(rewrite_logs(row) | {"train/global_step": step}, step)  # eval_map -> eval/map, loss -> train/loss
-    for picture in sorted((folder / "pictures").glob("*-step-*.jpg")):
-        image, _, step = picture.stem.rpartition("-step-")
-        path = f"{names['project']}/{names['run']}/{step}/{picture.name}"
-        value = {"_type": trackio.Image.TYPE, "file_path": path, "caption": None}
-        add({f"predictions/{image}": value}, int(step), picture)
-    return found
+        first = {f"at a glance/{name.removeprefix('eval_')}": row[name] for name in GLANCE if name in row}
+        rows.append((step, rewrite_logs(row) | {"train/global_step": step} | first))
+    for path in sorted((folder / "pictures").glob("*-step-*.jpg")):
+        image, _, step = path.stem.rpartition("-step-")
+        rows.append((int(step), {f"predictions/{image}": path}))
+    return rows
 
 
-def send(target: Local | Remote, folder: Path, record: Mapping[str, Any], sent: set[str]) -> None:
-    """Send everything in `folder` that is not in `sent`, and add it there."""
-    new = [(entry, picture) for identity, (entry, picture) in entries(folder, record).items() if identity not in sent]
-    for start in range(0, len(new), BATCH):
-        batch = new[start : start + BATCH]
-        for entry, picture in batch:
-            if picture is not None:
-                target.show(picture, entry)
-        target.log([entry for entry, _ in batch])
-        sent.update(entry["log_id"] for entry, _ in batch)
+class TrackioRun:
+    """One run on the dashboard that its settings, TRACKIO_SPACE_ID or TRACKIO_SERVER_URL name, or on this machine."""
+
+    def __init__(self, folder: Path, space: str | None = None) -> None:
+        self.record = RunRecord.load(folder / RUN_FILE)
+        self.space = space or self.record.settings.get("trackio_space_id") or os.environ.get("TRACKIO_SPACE_ID")
+        # A server's write token may stand behind its address; to read, none is needed.
+        self.where = self.space or os.environ.get("TRACKIO_SERVER_URL", "").split("?")[0]
+        self._there: defaultdict[str, set[int]] = defaultdict(set)  # first name of a row -> its steps
+
+    def start(self, *, resume: bool) -> None:
+        """Make it Trackio's current run in this thread; a Space that is not there is made, private by default."""
+        settings = {name: value for name, value in self.record.settings.items() if not name.startswith("_")}
+        private, mode = settings.get("hub_private_repo") is not False, "allow" if resume else "never"
+        names = {"project": settings["project"], "name": self.record.run_name, "space_id": self.space}
+        trackio.init(**names, private=private, config=settings, resume=mode, embed=False)
+
+    def log(self, rows: list[Row]) -> None:
+        """Show the rows that are not there yet."""
+        for step, values in rows:
+            if step not in self._there[next(iter(values))]:
+                self._there[next(iter(values))].add(step)
+                shown = {k: trackio.Image(str(v)) if isinstance(v, Path) else v for k, v in values.items()}
+                trackio.log(shown, step=step)
+
+    def missing(self, rows: list[Row]) -> list[Row]:
+        """Those that the dashboard lacks; it is asked. Raises OSError or TimeoutExpired where it does not answer."""
+        for step, values in rows:  # should it not answer, none of them is shown twice
+            self._there[next(iter(values))].add(step)
+        self._there.update({name: self._steps(name) for name in {next(iter(values)) for _, values in rows}})
+        return [(step, values) for step, values in rows if step not in self._there[next(iter(values))]]
+
+    def _steps(self, metric: str) -> set[int]:
+        bare = self.where == self.space and "/" not in self.where  # a NAME in one's own namespace
+        where = ["--space", full_id(self.where, HfApi().whoami()) if bare else self.where] if self.where else []
+        run = [f"--project={self.record.settings['project']}", f"--run={self.record.run_name}", f"--metric={metric}"]
+        command = [sys.executable, "-c", TRACKIO, *where, "get", "metric", *run, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        if done.returncode and where:  # on this machine: there is no such run yet
+            raise ConnectionError((done.stderr.strip().splitlines() or ["no answer"])[-1])
+        return {each["step"] for each in json.loads(done.stdout)["values"]} if not done.returncode else set()
 
 
 class Dashboard(TrainerCallback):
-    """Follows the run's folder while it trains."""
+    """Shows what lies in the run's folder while it trains; what the recipe warns of becomes an alert there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._sent: set[str] = set()
-        self._system: deque[Entry] = deque(maxlen=1000)
-        self._news, self._stop = threading.Event(), threading.Event()
-        self._monitor = gpu.GpuMonitor(self, interval=10.0)
+        self._news: queue.SimpleQueue[logging.LogRecord | str] = queue.SimpleQueue()
+        self._alerts = QueueHandler(self._news)
+        self._alerts.setLevel(logging.WARNING)
+        logging.getLogger("recipe").addHandler(self._alerts)
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.record = read_record(self.folder)
             self._thread.start()
-            if gpu.gpu_available():
-                self._monitor.start()
+            atexit.register(self.close)  # also where the training ends by an error
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._news.set()
+        self._news.put("rows")
+
+    on_evaluate = on_log  # pictures
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not self._thread.is_alive():
-            return
-        self._monitor.stop()
-        self._stop.set()
-        self._news.set()
-        self._thread.join(FAREWELL)
-        if missing := len(entries(self.folder, self.record).keys() - self._sent):
-            logger.warning(
-                "%d rows have not reached the dashboard; send them with `recipe sync %s`", missing, self.folder
-            )
+        self.close()
 
-    def log_system(self, metrics: dict[str, Any]) -> None:
-        """Called by Trackio's GPU monitor, from its own thread."""
-        names = {"project": self.record["training"]["project"], "run": self.record["run_name"]}
-        names |= {"run_id": self.record["run_id"], "timestamp": datetime.now(UTC).isoformat()}
-        self._system.append({**names, "metrics": utils.serialize_values(metrics), "log_id": uuid.uuid4().hex})
+    def close(self) -> None:
+        """Send what is there; a dashboard is waited for no longer than `SHUTDOWN_TIMEOUT`."""
+        logging.getLogger("recipe").removeHandler(self._alerts)
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self._news.put("end")
+            self._thread.join(SHUTDOWN_TIMEOUT)
+            if self._thread.is_alive():
+                self._warn("it does not answer")
 
     def _follow(self) -> None:
-        target, pause, warned = None, GATHER, False
-        while True:
-            last = self._stop.is_set()
+        try:
+            run, rows = TrackioRun(self.folder), rows_of(self.folder)
+            run.start(resume=bool(rows))
             try:
-                target = target or connect(self.record["training"])
-                send(target, self.folder, self.record, self._sent)
-                while self._system:
-                    target.log_system([self._system[0]])
-                    self._system.popleft()
-                pause = GATHER
-            except Exception as error:  # nothing that happens to a dashboard may end a training
-                pause = min(2 * pause, 30.0)
-                if not warned:
-                    logger.warning(
-                        "the dashboard cannot be reached (%s); the rows stay in %s", in_a_line(error), self.folder
-                    )
-                warned = True
-            if last:
-                return
-            if pause == GATHER:
-                self._news.wait()
-                self._news.clear()
-            self._stop.wait(pause)
+                run.missing(rows)
+            except (
+                OSError,
+                subprocess.TimeoutExpired,
+            ) as error:  # it may come back: only new rows are sent until then
+                logger.info("the dashboard does not answer (%s)", first_line(error))
+            news: logging.LogRecord | str = "rows"
+            while news != "end":
+                if isinstance(news, logging.LogRecord):
+                    title, _, text = news.getMessage().partition("\n")
+                    level = trackio.AlertLevel.ERROR if news.levelno >= logging.ERROR else trackio.AlertLevel.WARN
+                    trackio.alert(title, text or None, level)
+                run.log(rows_of(self.folder))
+                news = self._news.get()
+            run.log(rows_of(self.folder))
+            trackio.finish()
+            if run.where and (left := run.missing(rows_of(self.folder))):
+                self._warn(f"{len(left)} did not arrive")
+        except Exception as error:  # nothing that happens to a dashboard may end a training
+            self._warn(first_line(error))
+
+    def _warn(self, reason: str) -> None:
+        logger.warning("the dashboard lacks rows (%s); `recipe sync %s` sends them", reason, self.folder)
 
 
 def sync(options: argparse.Namespace) -> int:
@@ -198,14 +171,21 @@ def sync(options: argparse.Namespace) -> int:
     Raises:
         UserError: not a run, or the dashboard cannot be reached.
     """
-    folder, space = options.folder, options.trackio_space_id
-    record, sent = read_record(folder, required=True), set[str]()
+    folder: Path = options.folder
+    if not (folder / RUN_FILE).exists():
+        raise UserError(f"{folder}: holds no run of this recipe (no {RUN_FILE})")
+    run, rows = TrackioRun(folder, options.trackio_space_id), rows_of(folder)
     try:
-        send(connect(record["training"] | ({"trackio_space_id": space} if space else {})), folder, record, sent)
+        if new := run.missing(rows):
+            run.start(resume=True)
+            run.log(new)
+            trackio.finish()
+            if left := run.missing(rows):
+                raise ConnectionError(f"{len(left)} rows did not arrive")
     except Exception as error:  # its clients' errors share no base
         raise UserError(
-            f"the dashboard cannot be reached ({in_a_line(error)}). Give --trackio_space_id USER/SPACE, or set "
+            f"the dashboard cannot be reached ({first_line(error)}). Give --trackio_space_id USER/SPACE, or set "
             "TRACKIO_SERVER_URL and TRACKIO_WRITE_TOKEN"
         ) from error
-    logger.info("%d rows and pictures of %s are on the dashboard", len(sent), record["run_name"])
+    logger.info("%d of %d rows and pictures of %s were sent", len(new), len(rows), run.record.run_name)
     return 0

@@ -1,6 +1,6 @@
-"""What a run writes down while it goes: every row in metrics.jsonl, and its pace.
+"""What a run writes down while it goes: every row in metrics.jsonl, its pace in run.json, how far it is in the log.
 
-recipe sync OUTPUT_DIR        shows them on a Trackio dashboard (recipe/training/dashboard.py)
+recipe sync OUTPUT_DIR        shows the rows on a Trackio dashboard (recipe/training/dashboard.py)
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from recipe.pace import Pace, describe
-from recipe.training.run import amend_record, device
+from recipe.pace import Pace, pace_in_words
+from recipe.record import RUN_FILE, RunRecord
+from recipe.training.run import device
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 class PaceLog(TrainerCallback):
-    """After the first 50 steps: the pace, the hours of the whole run, and the same on HF Jobs; kept in run.json.
+    """After the first 50 steps: the pace and the hours of the run, also on HF Jobs. At each evaluation: how far it is.
 
-    The first 10 are not counted (kernels are chosen, workers start), nor is a step before which a checkpoint was
+    The first 10 steps are not counted (kernels are chosen, workers start), nor is a step before which a checkpoint was
     written or an evaluation ran.
     """
 
@@ -66,6 +67,9 @@ class PaceLog(TrainerCallback):
         self.images, self.command = (train_images, validation_images), command
         self._step, self._counted, self._seconds = 0, 0, 0.0
         self._last: float | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began, self._resumed_at = time.perf_counter(), state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
         now, self._step = time.perf_counter(), self._step + 1
@@ -78,10 +82,23 @@ class PaceLog(TrainerCallback):
             # state.num_train_epochs is rounded up, of --max_steps and of a fraction alike.
             epoch = math.ceil(len(found["train_dataloader"]) / args.gradient_accumulation_steps)
             pace = Pace(rate, device(), *self.images, epochs=round(state.max_steps / epoch, 2))
-            logger.info(describe(pace, self.command))
-            amend_record(Path(args.output_dir), pace=pace.record())
+            logger.info(pace_in_words(pace, self.command))
+            record = RunRecord.load(Path(args.output_dir) / RUN_FILE)
+            record.pace = pace.record()
+            record.write(Path(args.output_dir))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = None
 
-    on_evaluate = on_save
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
+    ) -> None:
+        self._last = None
+        name, steps = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}", state.global_step
+        if not state.is_world_process_zero or name not in metrics or steps <= self._resumed_at:
+            return
+        left = (time.perf_counter() - self._began) / (steps - self._resumed_at) * (state.max_steps - steps)
+        better = max if args.greater_is_better else min
+        best = metrics[name] if state.best_metric is None else better(metrics[name], state.best_metric)
+        words = "epoch %.2f: %s %.4f, best so far %.4f, about %.1f h left"
+        logger.info(words, state.epoch, name, metrics[name], best, left / 3600)

@@ -76,7 +76,7 @@ def lock_run_folder(folder: Path) -> IO[str]:
     """
     file = (writable(folder, "--output_dir") / LOCK_FILE).open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: loader workers do not inherit it
     except OSError as error:
         file.seek(0)
         raise UserError(

@@ -9,7 +9,7 @@ It knows no Hub, no card and no plot: those are callbacks. Everything not overri
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from recipe.arguments import Arguments
+from recipe.data.annotations import Annotations
 from recipe.data.batches import SizeBatchSampler, collate, normalise, worker_init
 from recipe.data.dataset import CrowdDataset
 from recipe.evaluation.metrics import DetectionMetrics
@@ -59,10 +60,10 @@ class CrowdTrainer(Trainer):
     ) -> None:
         self.metrics, self._part = metrics, part
         self.backbone_file = Path(args.output_dir) / BACKBONE_FILE  # written once, hard-linked into every checkpoint
-        self._losses: Any = 0.0  # [layers, 3] summed since the last log, at step ...
-        self._logged_step = 0
+        self._losses: Any = 0.0  # [layers, 3] summed over the optimizer steps since the last log, of which there are
+        self._steps = 0
         self._loaders: dict[str, DataLoader] = {}
-        self._rows = {image_id: row for row, image_id in enumerate(validation.annotations.image_id.tolist())}
+        self._targets: Callable[[int], dict[str, Any]]  # image_id -> what the metrics need of its labels
         super().__init__(
             model=model,
             args=args,
@@ -110,6 +111,7 @@ class CrowdTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
         """The batches of one optimizer step, and the boxes and images that all processes have in them, float [2]."""
+        self._steps += 1
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         items = count_items(batches, self.model.config.num_queries).to(device, non_blocking=True)
         if self.args.world_size > 1:
@@ -150,16 +152,15 @@ class CrowdTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Beside the loss: that of each decoder layer, and the parts of the last one, per optimizer step."""
-        if "loss" in logs and self.state.global_step > self._logged_step:
-            means = self._losses / (self.state.global_step - self._logged_step)
+        if "loss" in logs and self._steps:
+            means = self._losses / self._steps
             if self.args.world_size > 1:
                 means = self.accelerator.reduce(means, reduction="sum")
             config = self.model.config
             weights = means.new_tensor([1, config.bbox_loss_coefficient, config.giou_loss_coefficient])
             logs |= {f"loss_layer_{layer}": value for layer, value in enumerate((means @ weights).tolist(), 1)}
             logs |= dict(zip(LOSSES, means[-1].tolist(), strict=True))
-        if "loss" in logs:
-            self._losses, self._logged_step = 0.0, self.state.global_step
+            self._losses, self._steps = 0.0, 0
         super().log(logs, start_time)
 
     # ---- evaluation: nothing is kept but the detections ----
@@ -174,6 +175,9 @@ class CrowdTrainer(Trainer):
         return compared
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        notes: Annotations = dataloader.dataset.annotations_with_crowds  # type: ignore[attr-defined]
+        rows = {image_id: row for row, image_id in enumerate(notes.image_id.tolist())}
+        self._targets = lambda image_id: notes.targets(rows[image_id])
         self.metrics.reset()
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         if self.args.world_size > 1:
@@ -196,15 +200,13 @@ class CrowdTrainer(Trainer):
         sizes = torch.stack([label["orig_size"] for label in inputs["labels"]])  # [batch, 2] height, width
         ids = torch.cat([label["image_id"] for label in inputs["labels"]]).tolist()
         # A threshold below 0 keeps all queries: the metrics look at every score.
-        found = self.processing_class.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
+        detections = self.processing_class.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
         boxes, scores, labels = (
-            torch.stack([image[key] for image in found]).cpu().numpy() for key in ("boxes", "scores", "labels")
+            torch.stack([image[key] for image in detections]).cpu().numpy() for key in ("boxes", "scores", "labels")
         )
         for place, image_id in enumerate(ids):
-            targets = self.eval_dataset.annotations_with_crowds.targets(self._rows[image_id])
-            self.metrics.update(
-                image_id, pred_xyxy=boxes[place], scores=scores[place], labels=labels[place], **targets
-            )
+            found = {"pred_xyxy": boxes[place], "scores": scores[place], "labels": labels[place]}
+            self.metrics.update(image_id, **found, **self._targets(image_id))
         return loss.detach().mean(), None, None
 
     # ---- checkpoints: plain files, restored whole or not at all ----

@@ -5,15 +5,14 @@ import packed
 import pyarrow.parquet as pq
 import pytest
 
-from recipe.data import annotations
-from recipe.data.annotations import describe, read, summary
+from recipe.data.annotations import read_annotations, split_statistics, statistics_in_words
 from recipe.data.geometry import Geometry
 from recipe.schema import UserError
 
 
 def read_rows(folder, rows, shards=1):
     packed.write(folder, rows, shards=shards)
-    return read([str(path) for path in sorted((folder / "data").glob("*"))], "train of X")
+    return read_annotations([str(path) for path in sorted((folder / "data").glob("*"))], "train of X")
 
 
 def test_the_arrays_hold_every_row_of_every_shard_in_order(tmp_path):
@@ -29,8 +28,31 @@ def test_the_arrays_hold_every_row_of_every_shard_in_order(tmp_path):
         assert found.image_id[index] == expected["image_id"]
         assert (found.height[index], found.width[index]) == (expected["height"], expected["width"])
     assert found.counts.tolist() == [4, 4, 4, 0, 4, 4, 4]
-    assert len(found.first(4).boxes_xywh) == 12
-    assert found.first(99).counts.tolist() == found.counts.tolist()
+    assert found.labelled.all()
+
+
+def test_selected_images_keep_their_own_boxes(tmp_path):
+    rows = packed.crowd(5)
+    rows[3]["objects"] = packed.row(3, 10, 10, data=b"-")["objects"]
+    found = read_rows(tmp_path, rows)
+    chosen = found.select(np.array([4, 3, 1]))
+    assert chosen.image_id.tolist() == [4, 3, 1]
+    assert chosen.counts.tolist() == [4, 0, 4]
+    for name in ("boxes_xywh", "labels", "area", "iscrowd"):
+        expected = np.concatenate([getattr(found, name)[found.rows(row)] for row in (4, 3, 1)])
+        np.testing.assert_array_equal(getattr(chosen, name), expected)
+    np.testing.assert_array_equal(found.select(np.arange(5)).offsets, found.offsets)
+
+
+def test_the_classes_that_were_annotated_are_read_where_they_are_told(tmp_path):
+    """Without the column every class was; a row without a list says nothing, an empty list says none."""
+    rows = packed.crowd(4)
+    for row, labelled in zip(rows, ([0], [1, 0], None, []), strict=True):
+        row["labelled"] = labelled
+    found = read_rows(tmp_path, rows, shards=2)
+    assert found.labelled.tolist() == [[True, False], [True, True], [True, True], [False, False]]
+    assert found.select(np.array([3])).labelled.tolist() == [[False, False]]
+    assert found.targets(0)["labelled"].tolist() == [True, False]
 
 
 def test_the_whole_training_set_takes_less_than_150_mb(tmp_path):
@@ -39,7 +61,7 @@ def test_the_whole_training_set_takes_less_than_150_mb(tmp_path):
     arrays = vars(found).values()
     assert all(type(array) is np.ndarray and array.dtype != object for array in arrays)
     per_box = sum(getattr(found, name).nbytes for name in ("boxes_xywh", "labels", "area", "iscrowd")) / 12
-    per_image = sum(getattr(found, name).nbytes for name in ("image_id", "width", "height")) / 3 + 8
+    per_image = sum(getattr(found, name).nbytes for name in ("image_id", "width", "height", "labelled")) / 3 + 8
     assert 55_442 * (85 * per_box + per_image) < 150e6
 
 
@@ -88,26 +110,27 @@ def test_repeated_ids_unequal_lists_no_size_and_no_images_are_refused(tmp_path):
         read_rows(tmp_path / "none", [])
 
 
-def test_the_summary_counts_what_the_queries_cannot_hold_and_says_it(tmp_path):
+def test_the_statistics_count_what_the_queries_cannot_hold_and_says_it(tmp_path):
     box = [1, 1, 5, 5]
     rows = [packed.row(number, 100, 160, [box] * count, data=b"-") for number, count in enumerate([2, 5, 9])]
-    found = summary(read_rows(tmp_path, rows), Geometry(), num_queries=4)
+    found = split_statistics(read_rows(tmp_path, rows), Geometry(), num_queries=4)
     assert (found["images"], found["boxes"], found["max_boxes"]) == (3, 16, 9)
     assert (found["images_beyond_queries"], found["boxes_beyond_queries"]) == (2, 6)
     assert found["share_beyond_queries"] == 6 / 16
-    assert "2 images hold more boxes than the 4 queries: 6 boxes (37.50% of all) cannot be learned" in describe(
-        found, "train", 4
+    assert (
+        "2 images hold more boxes than the 4 queries: 6 boxes (37.50% of all) cannot be learned"
+        in statistics_in_words(found, "train", 4)
     )
-    assert "queries" not in describe(summary(read_rows(tmp_path, rows), Geometry(), 9), "train", 9)
+    assert "queries" not in statistics_in_words(split_statistics(read_rows(tmp_path, rows), Geometry(), 9), "train", 9)
 
 
 def test_a_class_without_any_box_in_train_is_told(tmp_path):
     rows = [packed.row(1, 100, 160, [[1, 1, 5, 5]] * 3, [0, 0, 1])]
     rows[0]["objects"]["iscrowd"] = [0, 0, 1]
-    found = summary(read_rows(tmp_path, rows), Geometry(), 300)
-    assert describe(found, "train", 300).endswith(" No head box: this class cannot be learned.")
-    assert "No person box" not in describe(found, "train", 300)
-    assert "learned" not in describe(found, "validation", 300)
+    found = split_statistics(read_rows(tmp_path, rows), Geometry(), 300)
+    assert statistics_in_words(found, "train", 300).endswith(" No head box: this class cannot be learned.")
+    assert "No person box" not in statistics_in_words(found, "train", 300)
+    assert "learned" not in statistics_in_words(found, "validation", 300)
 
 
 def test_crowd_regions_are_no_people(tmp_path):
@@ -118,41 +141,31 @@ def test_crowd_regions_are_no_people(tmp_path):
     assert people.counts.tolist() == [4, 2, 4]
     np.testing.assert_array_equal(people.boxes_xywh[people.rows(1)], found.boxes_xywh[4:8:2])
     np.testing.assert_array_equal(people.labels[people.rows(2)], found.labels[8:])
-    assert found.first(1).people().boxes_xywh.base is found.boxes_xywh  # nothing is copied where there are none
-    assert summary(found, Geometry(), num_queries=4)["boxes"] == 10
+    one = found.select(np.array([0]))
+    assert one.people() is one  # nothing is copied where there are none
+    assert split_statistics(found, Geometry(), num_queries=4)["boxes"] == 10
 
 
-def test_the_padded_share_is_that_of_the_canvas(tmp_path):
-    rows = [
-        packed.row(1, 960, 1536, data=b"-"),
-        packed.row(2, 1536, 768, data=b"-"),
-        packed.row(3, 400, 400, data=b"-"),
-    ]
-    found = summary(read_rows(tmp_path, rows), Geometry(), 300)
-    expected = [0.0, 1 - 768 / 960, 1 - 960 / 1536]
-    assert found["padding"] == pytest.approx(np.mean(expected))
+def test_the_statistics_count_the_different_sizes_that_images_are_resized_to(tmp_path):
+    """Batches hold images of one size: many sizes on a small set make small batches."""
+    shapes = [(960, 1536), (1920, 3072), (1536, 960), (400, 400)]
+    found = read_rows(tmp_path, [packed.row(number, *shape, data=b"-") for number, shape in enumerate(shapes)])
+    assert found.sizes(Geometry()).tolist() == [[960, 1536], [960, 1536], [1536, 960], [960, 960]]
+    statistics = split_statistics(found, Geometry(), 300)
+    assert (statistics["sizes"], statistics["portrait_images"]) == (3, 1)
+    assert "4 images (1 portrait) in 3 sizes" in statistics_in_words(statistics, "train", 300)
 
 
 def test_the_image_column_is_not_read_with_the_boxes(tmp_path, monkeypatch):
     """19 GB of photographs would pass through memory at every start."""
     asked = []
-    original = pq.ParquetFile.iter_batches
+    original = pq.read_table
 
-    def iter_batches(self, size, columns):
+    def read_table(paths, columns):
         asked.extend(columns)
-        return original(self, size, columns=columns)
+        return original(paths, columns=columns)
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    monkeypatch.setattr(pq, "read_table", read_table)
     read_rows(tmp_path, packed.crowd(2))
     assert asked
-    assert "image" not in asked
-
-
-def test_images_read_in_several_portions_are_joined_in_order(tmp_path, monkeypatch):
-    rows = packed.crowd(9)
-    whole = read_rows(tmp_path / "whole", rows)
-    monkeypatch.setattr(annotations, "_IMAGES_AT_A_TIME", 2)
-    portions = read_rows(tmp_path / "portions", rows, shards=2)
-    for name, array in vars(whole).items():
-        np.testing.assert_array_equal(getattr(portions, name), array)
-        assert getattr(portions, name).dtype == array.dtype
+    assert not any(name.startswith("image.") or name == "image" for name in asked)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_prep.sample import SIZES, make_sample
-from data_prep.street import draw_street
-from data_prep.yolo import open_folder, scan
+from data_prep.entries import Folder
+from data_prep.example import Example, read_example
+from data_prep.folder import open_folder
+from data_prep.sample import SIZES, draw_crowd, make_sample
 from recipe.schema import UserError
 
 
@@ -20,6 +21,10 @@ def sample(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sample")
     make_sample(out, 8, 8, seed=3)
     return out
+
+
+def examples_of(folder: Folder, split: str) -> list[Example]:
+    return [read_example(folder, entry) for entry in folder.splits[split].entries]
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -36,7 +41,7 @@ def test_the_same_seed_draws_the_same_bytes_and_another_seed_does_not(sample, tm
 
 def test_every_special_case_is_in_eight_images(sample):
     folder = open_folder(sample)
-    examples = list(scan(folder, folder.splits["train"].entries, 1))
+    examples = examples_of(folder, "train")
     shapes = Counter(int(np.sign(example.width - example.height)) for example in examples)
     assert min(shapes[-1], shapes[0], shapes[1]) >= 1, "portrait, square, landscape"
     assert sum(example.entry.label is None for example in examples) == 1
@@ -52,13 +57,13 @@ def test_every_special_case_is_in_eight_images(sample):
 
 def test_the_overfull_image_is_in_train_alone(sample):
     folder = open_folder(sample)
-    validation = scan(folder, folder.splits["validation"].entries, 1)
+    validation = examples_of(folder, "validation")
     assert max(len(example.labels.category) for example in validation) < 300
 
 
 def test_both_classes_and_tiny_far_heads_are_there(sample):
     folder = open_folder(sample)
-    labels = [example.labels for example in scan(folder, folder.splits["train"].entries, 1)]
+    labels = [example.labels for example in examples_of(folder, "train")]
     category = np.concatenate([label.category for label in labels])
     boxes = np.concatenate([label.bbox_xywh for label in labels])
     people, heads = boxes[category == 0], boxes[category == 1]
@@ -70,8 +75,8 @@ def test_both_classes_and_tiny_far_heads_are_there(sample):
 def test_boxes_lie_where_something_was_drawn():
     """The same street with and without its crowd differs inside the boxes and hardly outside."""
     width, height = SIZES[0]
-    crowd, boxes = draw_street(np.random.default_rng(5), width, height, 25)
-    empty, none = draw_street(np.random.default_rng(5), width, height, 0)
+    crowd, boxes = draw_crowd(np.random.default_rng(5), width, height, 25)
+    empty, none = draw_crowd(np.random.default_rng(5), width, height, 0)
     assert len(none) == 0
     inside = np.zeros((height, width), bool)
     for _, x1, y1, x2, y2 in boxes.astype(int):
@@ -84,7 +89,7 @@ def test_boxes_lie_where_something_was_drawn():
 def test_a_head_sits_on_its_person(sample):
     """Each head lies within some person's box, in the upper third: a swapped axis or a wrong scale would break it."""
     folder = open_folder(sample)
-    for example in scan(folder, folder.splits["train"].entries, 1):
+    for example in examples_of(folder, "train"):
         boxes, category = example.labels.bbox_xywh, example.labels.category
         people = boxes[category == 0]
         for x, y, w, h in boxes[category == 1]:
@@ -103,7 +108,7 @@ def test_the_rotated_picture_stands_upright_once_it_is_turned(sample):
     assert image.getexif().get(0x0112) == 6
     rng = np.random.default_rng([3, 0, 4])
     width, height = SIZES[4]
-    drawn, _ = draw_street(rng, width, height, int(rng.integers(6, 70)))
+    drawn, _ = draw_crowd(rng, width, height, int(rng.integers(6, 70)))
     turned = np.asarray(ImageOps.exif_transpose(image), float)
     assert np.abs(turned - drawn).mean() < 6
     assert np.abs(turned[::-1] - drawn).mean() > 12

@@ -1,4 +1,4 @@
-"""The dataset on the Hub: what changed travels, once, and privately: python -m pytest tests/test_upload.py"""
+"""The dataset on the Hub: what changed travels, once, and privately (data_prep.upload)."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_repo_that_holds_something_else_is_refused(hub, tmp_path):
 def test_a_hub_that_stays_away_is_an_error_that_says_how_to_go_on(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "PATIENCE", 1.0)
     hub.stop()
-    with pytest.raises(UserError, match="the same command goes on"):
+    with pytest.raises(UserError, match="the same command resumes"):
         upload(make_packed(tmp_path / "packed"), NAME)
 
 

@@ -19,12 +19,12 @@ from recipe.evaluation.breakdown import (
     SIZE_NAMES,
     UNUSED,
     WRONG_CLASS,
-    judge,
+    name_errors,
     operating_points,
 )
 from recipe.evaluation.crowd import log_average_miss_rate
-from recipe.evaluation.matching import Ranked
 from recipe.evaluation.metrics import DetectionMetrics
+from recipe.evaluation.ranking import Ranked
 
 PERSON, HEAD = 0, 1
 SIZE = (1000, 1000)
@@ -56,21 +56,22 @@ def test_mr2_of_a_curve_worked_out_by_hand():
     """Ten images, four targets: hit, false, hit, false x 3, hit. The curve of false positives per image and miss rate:
     (0, .75) (.1, .75) (.1, .5) (.2, .5) (.3, .5) (.4, .5) (.4, .25). First points at or beyond the nine counts:
     0.01 ... 0.1 -> .75 (five of them), 0.1778 -> .5, 0.3162 -> .5, and for 0.5623 and 1 the curve's end -> .25."""
-    hit = np.array([1, 0, 1, 0, 0, 0, 1], bool)
-    rate = log_average_miss_rate(hit, np.ones(7, bool), targets=4, images=10)
+    hits = np.cumsum([1, 0, 1, 0, 0, 0, 1])
+    rate = log_average_miss_rate(hits, np.arange(1, 8) - hits, targets=4, images=10)
     assert rate == pytest.approx((0.75**5 * 0.5**2 * 0.25**2) ** (1 / 9))
 
 
 def test_mr2_is_one_without_detections_and_undefined_without_targets():
-    nothing = np.zeros(0, bool)
+    nothing = np.zeros(0, int)
     assert log_average_miss_rate(nothing, nothing, targets=4, images=10) == 1.0
     assert log_average_miss_rate(nothing, nothing, targets=0, images=10) == -1.0
 
 
 def test_mr2_leaves_out_detections_in_crowd_regions():
-    hit, counted = np.array([0, 1, 0], bool), np.array([0, 1, 1], bool)
-    with_region = log_average_miss_rate(hit, counted, targets=2, images=1)
-    assert with_region == log_average_miss_rate(hit[1:], counted[1:], targets=2, images=1) == pytest.approx(0.5)
+    """A hit and a false detection; the best score lies in the region and would be the first false one."""
+    people = [(square(0, 0), PERSON), (square(50, 50), PERSON), ([100, 100, 200, 200], PERSON)]
+    found = [(square(120, 120), 0.9, PERSON), (square(0, 0), 0.8, PERSON), (square(400, 400), 0.7, PERSON)]
+    assert add(DetectionMetrics(), 1, found, people, crowd=[0, 0, 1]).compute()["mr2_person"] == pytest.approx(0.5)
 
 
 def test_mr2_counts_images_without_people():
@@ -169,10 +170,10 @@ def test_ji_equals_one_assignment_over_the_whole_image(seed):
 
 
 def ranked(scores, hit, positives):
-    marks = np.zeros((2, 1, len(scores)), np.uint8)
-    marks[0, 0] = np.array(hit, np.uint8) << 7
-    place = np.zeros(len(scores), np.int32)
-    return Ranked(np.array(scores, np.float32), place, place, marks, np.array([positives]))
+    nothing, hit = np.zeros(len(scores), int), np.array([hit])
+    return Ranked(
+        np.array(scores, np.float32), nothing, nothing, hit, 0 * hit, np.array([[positives]]), np.ones(1, int)
+    )
 
 
 def test_the_best_f1_and_the_wished_precision_lie_between_two_scores():
@@ -263,11 +264,11 @@ def one_of_each_kind():
 
 def test_every_detection_gets_its_kind():
     (image,) = one_of_each_kind().state()
-    verdict = judge(image, np.array([0.5, 0.5]))
+    errors = name_errors(image, np.array([0.5, 0.5]))
     # Best score first: in the region, background, pushed aside, the hit, the head, the duplicate, below the threshold.
-    assert verdict.kind.tolist() == [IGNORED, BACKGROUND, BADLY_PLACED, HIT, WRONG_CLASS, DUPLICATE, UNUSED]
-    assert verdict.target.tolist() == [-1, -1, -1, 0, -1, -1, -1]
-    assert verdict.missed.tolist() == [1, 2]
+    assert errors.kind.tolist() == [IGNORED, BACKGROUND, BADLY_PLACED, HIT, WRONG_CLASS, DUPLICATE, UNUSED]
+    assert errors.target.tolist() == [-1, -1, -1, 0, -1, -1, -1]
+    assert errors.missed.tolist() == [1, 2]
 
 
 def test_errors_are_counted_per_class_at_the_best_f1():

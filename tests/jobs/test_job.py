@@ -17,8 +17,8 @@ import pytest
 from conftest import TINY
 from loopback.hub import LoopbackHub
 from loopback.store import HubError
+from published import IMAGE, JOB_ENV, publish
 from training.test_dashboard import WRITE_TOKEN, Server
-from jobs.test_launch import SPACE, commit
 
 from data_prep.upload import upload
 from jobs import launch
@@ -27,8 +27,6 @@ from recipe.cli import main
 TOKEN = "hf_token_of_alice_0123456789"
 MODEL = "alice/detector"
 EPOCHS = ["epoch-01", "epoch-02", "epoch-03"]
-# What a job's environment needs besides what the Hub gives it: offline switches and one thread, as in every test.
-JOB_ENV = {name: os.environ[name] for name in ("NO_ALBUMENTATIONS_UPDATE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def dashboard(tmp_path):
 @pytest.fixture
 def hub(tmp_path, monkeypatch, dashboard):
     with LoopbackHub(tmp_path / "hub", {TOKEN: {"name": "alice"}}, build_seconds=0, job_env=JOB_ENV) as hub:
-        commit(hub.serve(monkeypatch, TOKEN), "alice/recipe", SPACE, "space")
+        publish(hub.serve(monkeypatch, TOKEN), "alice/recipe", IMAGE, "space")
         monkeypatch.setenv("TRACKIO_SERVER_URL", dashboard.url)
         monkeypatch.setenv("TRACKIO_WRITE_TOKEN", WRITE_TOKEN)
         yield hub

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,71 +15,19 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from huggingface_hub import CommitOperationAdd, constants
-from loopback.hub import LoopbackHub
+from huggingface_hub import constants
 from loopback.spaces import break_build
+from published import publish
 
+from jobs import image, launch
 from jobs import job as job_room
-from jobs import launch, preflight
-from recipe.config import parse_train
+from recipe.arguments import parse
+from recipe.pace import Pace
+from recipe.record import RunRecord
 from recipe.schema import UserError
-from recipe.training import run
+from recipe.training.run import fixed_settings
 
-FINE = {"alice": ["repo.write"]}  # but not job.write
-USERS = {
-    "hf_alice": {"name": "alice", "role": "write"},
-    "hf_reads": {"name": "alice", "role": "read"},
-    "hf_bob": {"name": "bob"},
-    "hf_fine": {"name": "alice", "role": "fineGrained", "scopes": FINE},
-}
-CARD = """---
-dataset_info:
-  splits:
-  - name: train
-    num_examples: 3600
-  - name: validation
-    num_examples: 360
----
-"""
-SPACE = {"README.md": "---\nsdk: docker\n---\n", "Dockerfile": "FROM scratch\n"}
-DATA = {"README.md": CARD, "data/train-00000-of-00001.parquet": "x", "data/validation-00000-of-00001.parquet": "y"}
 TRAIN = ["--data", "alice/crowd", "--backbone", "tiny", "--detr_init", "none", "--hub_model_id", "alice/detector"]
-
-
-def commit(api, repo_id, files, kind="model"):
-    api.create_repo(
-        repo_id, repo_type=kind, private=True, exist_ok=True, space_sdk="docker" if kind == "space" else None
-    )
-    operations = [CommitOperationAdd(path, text.encode()) for path, text in files.items()]
-    api.create_commit(repo_id, operations, commit_message="files", repo_type=kind)
-
-
-@pytest.fixture
-def stand_in(tmp_path):
-    """Write the script that jobs run as `recipe`."""
-    script = tmp_path / "bin" / "recipe"
-    script.parent.mkdir()
-
-    def write(body):
-        script.write_text(f"#!{sys.executable}\nimport json, os, sys, time\n{body}\n")
-        script.chmod(0o755)
-
-    write("print('trained')")
-    return write
-
-
-@pytest.fixture
-def hub(tmp_path, stand_in, monkeypatch):
-    """A Hub with a dataset and a built image, and this process as a client of alice's."""
-    path = os.pathsep.join((str(tmp_path / "bin"), os.environ["PATH"]))
-    with LoopbackHub(tmp_path / "hub", USERS, build_seconds=0, job_env={"PATH": path}) as hub:
-        api = hub.serve(monkeypatch, "hf_alice")
-        commit(api, "alice/crowd", DATA, "dataset")
-        commit(api, "alice/recipe", SPACE, "space")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        for name in ("TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_WRITE_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        yield hub
 
 
 def start(*options, train=TRAIN):
@@ -101,18 +50,66 @@ def refused(hub, capsys, *options, train=TRAIN):
 # What is sent
 
 
-def test_a_dry_run_prints_the_very_job_that_would_start_and_starts_nothing(hub, capsys):
-    assert start("--timeout", "2h", "--dry-run") == 0
+SAME = ("command", "flavor", "labels", "attempts", "volumes")
+RENAMED = {"env": "environment", "timeout": "timeoutSeconds", "resource_group_id": "resourceGroupId"}
+
+
+def test_a_dry_run_prints_the_very_job_that_would_start_and_starts_nothing(hub, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    extra = ["--env", "MODE=a=b", "--secret", "WANDB_API_KEY", "--ssh", "--resource-group-id", "group"]
+    extra += ["--volume", "hf://datasets/alice/crowd@main:/data:ro", "--bucket", "alice/runs", "--timeout", "2h"]
+    assert start(*extra, "--dry-run") == 0
     printed = json.loads(capsys.readouterr().out)
     assert not posts(hub)
-    assert start("--timeout", "2h", "--detach") == 0
+    assert start(*extra, "--detach") == 0
     (sent,) = [job.spec for job in hub.jobs.all.values()]
-    assert re.fullmatch("[0-9a-f]{16}", sent["labels"].pop("launch"))
-    assert sent.pop("secrets") == {"HF_TOKEN": "hf_alice"}
-    assert printed.pop("secrets") == ["HF_TOKEN"]
-    assert printed == sent
-    assert printed["spaceId"] == "alice/recipe"
-    assert printed["timeoutSeconds"] == 7200
+    assert sent["secrets"] == {"HF_TOKEN": "hf_alice", "WANDB_API_KEY": "secret"}
+    assert printed["secrets"] == ["HF_TOKEN", "WANDB_API_KEY"]
+    carried = json.loads(sent["environment"].pop("RECIPE_JOB"))
+    for request in (printed, carried, sent):
+        assert re.fullmatch("[0-9a-f]{16}", request["labels"].pop("chain"))
+    assert carried == printed
+    for ours, theirs in {**dict(zip(SAME, SAME, strict=True)), **RENAMED}.items():
+        assert sent[theirs] == printed[ours], ours
+    assert printed["image"] == f"hf.co/spaces/{sent['spaceId']}" == "hf.co/spaces/alice/recipe"
+    assert printed["timeout"] == 7200
+    assert printed["env"] == {"MODE": "a=b"}
+    assert sent["ssh"] == {"enabled": True}
+    assert sent["volumes"][0] == {"type": "dataset", "source": "alice/crowd", "revision": "main", "mountPath": "/data",
+                                  "readOnly": True}  # fmt: skip
+    assert sent["volumes"][1]["mountPath"] == "/outputs/run"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--env", "MODE"], "--env MODE: give NAME=VALUE"),
+        (["--secret", "NOT_SET_HERE"], "--secret NOT_SET_HERE: not set here"),
+        (["--volume", "./data:/data"], "--volume ./data:/data: "),
+    ],
+)
+def test_what_cannot_be_passed_on_is_refused(hub, capsys, words, said):
+    assert said in refused(hub, capsys, *words)
+
+
+def test_every_command_that_is_printed_is_one_that_hf_has(hub, capsys):
+    start("--detach", "--ssh")
+    commands = re.findall(r"hf jobs .+", capsys.readouterr().err)
+    assert len(commands) == 4
+    for command in commands:
+        words = [*command.split()[:-1], "--help"]
+        subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], check=True, capture_output=True)
+
+
+def test_a_try_is_one_short_job_that_needs_no_data_and_is_no_link_of_the_training(hub, stand_in, capsys):
+    stand_in("print(*sys.argv[1:])")
+    assert start("--try") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "doctor --pace --backbone tiny --hub_model_id alice/detector"
+    assert lines[1].startswith("train --preset pilot")
+    (job,) = hub.jobs.all.values()
+    assert job.spec["timeoutSeconds"] == 1200
+    assert "model" not in job.spec["labels"]
 
 
 def test_no_token_is_ever_printed(hub, stand_in, capsys):
@@ -147,7 +144,8 @@ def test_a_trackio_server_of_ones_own_is_passed_on_with_its_token_as_a_secret(hu
     start("--detach")
     said = capsys.readouterr()
     (sent,) = [job.spec for job in hub.jobs.all.values()]
-    assert sent["environment"] == json.loads(said.out)["environment"] == {"TRACKIO_SERVER_URL": "http://127.0.0.1:1"}
+    sent["environment"].pop("RECIPE_JOB")
+    assert sent["environment"] == json.loads(said.out)["env"] == {"TRACKIO_SERVER_URL": "http://127.0.0.1:1"}
     assert sent["secrets"] == {"HF_TOKEN": "hf_alice", "TRACKIO_WRITE_TOKEN": "wt_secret"}
     assert json.loads(said.out)["secrets"] == ["HF_TOKEN", "TRACKIO_WRITE_TOKEN"]
     assert "wt_secret" not in said.out + said.err
@@ -158,7 +156,10 @@ def test_help_answers_without_the_libraries():
     """Importing torch and transformers takes 10 s and more."""
     code = "import sys, jobs.launch; assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    shown = subprocess.run([sys.executable, "jobs/launch.py", "--help"], capture_output=True, text=True, check=True)
+    own = os.environ | {"PYTHONPATH": os.getcwd()}
+    shown = subprocess.run(
+        [sys.executable, "jobs/launch.py", "--help"], env=own, capture_output=True, text=True, check=True
+    )
     assert "--until-done" in shown.stdout
 
 
@@ -254,33 +255,6 @@ def test_ctrl_c_detaches_and_leaves_the_job_alone(hub, stand_in, capsys):
     assert f"hf jobs cancel alice/{job.info['id']}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["alice/detector", "detector"])
-def test_until_done_starts_the_next_job_until_the_training_is_over(hub, stand_in, tmp_path, name):
-    """Asked for a NAME without its USER the Hub knows no such repo: a run that pushed would seem to get nowhere."""
-    stand_in(
-        f"""
-from pathlib import Path
-from huggingface_hub import HfApi
-count = Path({str(tmp_path / "count")!r})
-times = len(count.read_text()) if count.exists() else 0
-count.write_text("x" * (times + 1))
-api = HfApi()
-api.create_repo("alice/detector", exist_ok=True)
-api.upload_file(path_or_fileobj=str(times).encode(), path_in_repo="state", repo_id="alice/detector")
-sys.exit(0 if times == 2 else 75)"""
-    )
-    assert start("--until-done", train=[*TRAIN[:-1], name]) == 0
-    assert len(hub.jobs.all) == 3
-    assert len({job.spec["labels"]["launch"] for job in hub.jobs.all.values()}) == 3
-
-
-def test_until_done_does_not_pay_for_jobs_that_get_nowhere(hub, stand_in, capsys):
-    stand_in("sys.exit(75)")
-    assert start("--until-done") == 2
-    assert len(hub.jobs.all) == 1
-    assert "before it pushed anything" in capsys.readouterr().err
-
-
 def test_without_until_done_a_deadline_is_passed_on(hub, stand_in):
     stand_in("sys.exit(75)")
     assert start() == 75
@@ -291,9 +265,8 @@ def test_status_lists_the_jobs_of_this_project_alone(hub, capsys):
     hub.api("hf_alice").run_job(image="python:3.12", command=["true"], namespace="alice")
     capsys.readouterr()
     assert launch.main(["--status"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert re.search(r"COMPLETED +a10g-large .* alice/detector$", lines[1])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.search(r"COMPLETED +a10g-large .* alice/detector$", line)
 
 
 # Refused before it costs anything
@@ -323,11 +296,8 @@ def test_a_token_that_only_reads_is_refused(hub, capsys, monkeypatch):
 def test_a_fine_grained_token_needs_the_right_to_start_jobs(hub, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_fine")
     assert "no write permission on alice (job.write)" in refused(hub, capsys)
-    FINE["alice"].append("job.write")
-    try:
-        assert start("--dry-run") == 0
-    finally:
-        FINE["alice"].remove("job.write")
+    hub.users["hf_fine"]["scopes"] = {"alice": ["repo.write", "job.write"]}
+    assert start("--dry-run") == 0
 
 
 def test_somebody_elses_namespace_is_refused(hub, capsys):
@@ -343,7 +313,7 @@ def test_somebody_elses_namespace_is_refused(hub, capsys):
     ],
 )
 def test_data_that_a_job_could_not_read_is_refused(hub, capsys, data, words):
-    commit(hub.api("hf_alice"), "alice/pictures", {"0.jpg": "x"}, "dataset")
+    publish(hub.api("hf_alice"), "alice/pictures", {"0.jpg": "x"}, "dataset")
     assert words in refused(hub, capsys, train=["--data", data, "--backbone", "tiny", "--detr_init", "none"])
 
 
@@ -357,18 +327,18 @@ def test_a_gated_backbone_whose_licence_was_not_accepted_is_refused(hub, capsys)
 @pytest.mark.parametrize("flag", ["num_queries", "learning_rate", "seed", "per_device_train_batch_size"])
 def test_a_model_repo_with_a_run_of_other_settings_is_refused(hub, capsys, flag):
     """The job would refuse it too, once it was paid for."""
-    config, rest = parse_train([*TRAIN, f"--{flag}", "7"])
-    identity = run.identity(config, launch.check_training_flags(config, rest), {"manifest": "known to the job"})
-    record = {"identity": identity | {"bf16": False}, "run_name": "run", "started": "2026"}
+    settings = fixed_settings(parse([*TRAIN, f"--{flag}", "7"], on_gpu=True)) | {"processes": 1, "bf16": False}
+    record = {"identity": settings, "training": {}, "config": {}, "dataset": {}} | {"run_name": "run", "run_id": "1"}
+    record |= {"started": "2026"}
     files = {"last-checkpoint/run.json": json.dumps(record), "last-checkpoint/trainer_state.json": "{}"}
-    commit(hub.api("hf_alice"), "alice/detector", files)
+    publish(hub.api("hf_alice"), "alice/detector", files)
     assert re.search(rf"other settings: {flag} was 7[.0]*, now \S+\. Give", refused(hub, capsys))
     assert start("--dry-run", train=[*TRAIN, f"--{flag}", "7"]) == 0
-    assert "goes on with it" in capsys.readouterr().err
+    assert "the job resumes it" in capsys.readouterr().err
 
 
 def test_a_model_repo_with_something_else_is_refused(hub, capsys):
-    commit(hub.api("hf_alice"), "alice/detector", {"model.safetensors": "x"})
+    publish(hub.api("hf_alice"), "alice/detector", {"model.safetensors": "x"})
     assert "holds something else" in refused(hub, capsys)
 
 
@@ -382,7 +352,7 @@ def test_an_image_that_was_not_built_is_refused(hub, capsys):
 def test_torch_compile_is_refused_where_the_image_has_no_c_compiler(hub, capsys, base):
     dockerfile = (Path(__file__).parents[2] / "Dockerfile").read_text()
     assert "\nARG BASE=python:3.11-slim\n" in dockerfile
-    commit(hub.api("hf_alice"), "alice/recipe", {"Dockerfile": dockerfile.replace("python:3.11-slim", base)}, "space")
+    publish(hub.api("hf_alice"), "alice/recipe", {"Dockerfile": dockerfile.replace("python:3.11-slim", base)}, "space")
     train = [*TRAIN, "--torch_compile", "true"]
     if base == "python:3.11":
         assert start("--dry-run", train=train) == 0
@@ -393,8 +363,8 @@ def test_torch_compile_is_refused_where_the_image_has_no_c_compiler(hub, capsys,
 
 def test_a_wrong_training_flag_is_refused_before_the_hub_is_asked(hub, capsys):
     assert "unknown flag --learning_rat" in refused(hub, capsys, train=[*TRAIN, "--learning_rat", "1"])
-    with pytest.raises(SystemExit):
-        start(train=[*TRAIN, "--hflip", "2"])
+    with contextlib.suppress(SystemExit):
+        assert start(train=[*TRAIN, "--hflip", "2"]) == 2
     assert not [entry for entry in hub.requests if "whoami" in entry.path]
 
 
@@ -418,7 +388,7 @@ def test_the_timeout_follows_from_the_pace_and_so_do_the_costs(hub, capsys):
     start("--pace", "1", "--dry-run", train=[*TRAIN, "--num_train_epochs", "4"])
     said = capsys.readouterr()
     assert "4.4 h, $6.60, for 4 epochs at 1.00 images/s" in said.err
-    assert 4.4 < json.loads(said.out)["timeoutSeconds"] / 3600 <= 7
+    assert 4.4 < json.loads(said.out)["timeout"] / 3600 <= 7
 
 
 @pytest.mark.parametrize(("steps", "words"), [(45, "0.1 h, $0.17, for 0.1 epochs"), (1800, "4.4 h, $6.60, for 4 ep")])
@@ -433,13 +403,21 @@ def test_max_steps_counts_in_place_of_the_epochs(hub, capsys, steps, words):
 @pytest.mark.parametrize("flag", ["--pace-from", "--pace_from"])
 def test_the_pace_of_another_gpu_is_carried_over_as_an_estimate(hub, capsys, tmp_path, flag):
     """Flags are written with dashes or underscores, as those of `recipe train`; a folder's name stays as it is."""
-    pace = {"images_per_second": 2.0, "device": "1 x NVIDIA RTX 4000 SFF Ada Generation, 20 GiB"}
-    work = {"train_images": 1, "validation_images": 1, "epochs": 1}
-    (tmp_path / "run.json").write_text(json.dumps({"pace": {**pace, **work}}))
+    pace = Pace(2.0, "1 x NVIDIA RTX 4000 SFF Ada Generation, 20 GiB", 1, 1, 1).record()
+    RunRecord("run", "1", "2026", settings={}, fixed_settings={}, dataset={}, pace=pace).write(tmp_path)
     start(f"{flag}={tmp_path}", "--dry-run")
     said = capsys.readouterr().err
     assert "the pace is an estimate, from 1 x NVIDIA RTX 4000 SFF Ada" in said
-    assert f"at {2.0 * 70 / 76.7:.2f} images/s" in said
+    assert f"at {2.0 * 257 / 213:.2f} images/s" in said
+
+
+def test_a_dry_run_with_a_pace_lists_what_every_machine_would_take_cheapest_first(hub, capsys):
+    start("--pace", "5", "--dry-run")
+    found = re.findall(r"^(\S+) +1 x \w+ +([\d.]+) h +\$ *([\d.]+)$", capsys.readouterr().err, re.MULTILINE)
+    costs = [float(cost) for _, _, cost in found]
+    assert costs == sorted(costs)
+    assert {name: hours for name, hours, _ in found}["a10g-large"] == "2.5"  # 2.2 h and the start
+    assert {"a10g-small", "l4x1", "a100-large"} < {name for name, _, _ in found}
 
 
 def test_without_a_pace_the_launcher_says_so(hub, capsys):
@@ -454,7 +432,7 @@ def registry(monkeypatch, status):
     def head(url, headers, **_):
         asked.append(url)
         if headers.get("Authorization") == "Bearer anybody":
-            return httpx2.Response(status)
+            return httpx2.Response(status, headers={"Docker-Content-Digest": "sha256:12ab"})
         challenge = 'Bearer realm="https://auth.example/token",service="images",scope="repository:alice/recipe:pull"'
         return httpx2.Response(401, headers={"WWW-Authenticate": challenge})
 
@@ -468,26 +446,34 @@ def registry(monkeypatch, status):
 
 
 @pytest.mark.parametrize(
-    ("name", "url"),
+    ("name", "digest", "url"),
     [
-        ("ghcr.io/alice/recipe:v1", "https://ghcr.io/v2/alice/recipe/manifests/v1"),
-        ("alice/recipe", "https://registry-1.docker.io/v2/alice/recipe/manifests/latest"),
-        ("ghcr.io/alice/recipe@sha256:ab", "https://ghcr.io/v2/alice/recipe/manifests/sha256:ab"),
+        (
+            "ghcr.io/alice/recipe:v1",
+            "ghcr.io/alice/recipe@sha256:12ab",
+            "https://ghcr.io/v2/alice/recipe/manifests/v1",
+        ),
+        ("alice/recipe", "alice/recipe@sha256:12ab", "https://registry-1.docker.io/v2/alice/recipe/manifests/latest"),
+        (
+            "ghcr.io/alice/recipe@sha256:ab",
+            "ghcr.io/alice/recipe@sha256:ab",
+            "https://ghcr.io/v2/alice/recipe/manifests/sha256:ab",
+        ),
     ],
 )
-def test_a_public_image_is_found_in_its_registry(monkeypatch, name, url):
+def test_a_public_image_is_found_in_its_registry_and_named_by_its_digest(monkeypatch, name, digest, url):
     asked = registry(monkeypatch, 200)
-    assert preflight.registry(name) == (True, f"{name}: the registry answers 200")
+    assert image.check_registry(name)[0] == digest
     assert asked == [url, url]
 
 
 def test_an_image_that_is_not_public_is_refused_and_an_unreachable_registry_is_a_note(monkeypatch):
     registry(monkeypatch, 404)
     with pytest.raises(UserError, match="not there or not public"):
-        preflight.registry("ghcr.io/alice/recipe")
+        image.check_registry("ghcr.io/alice/recipe")
 
     def away(*_, **__):
         raise httpx2.ConnectError("no route")
 
     monkeypatch.setattr(httpx2, "head", away)
-    assert preflight.registry("ghcr.io/alice/recipe")[0] is None
+    assert "cannot be checked from here" in image.check_registry("ghcr.io/alice/recipe")[1]

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import evaluated
 import pytest
 from huggingface_hub import ModelCard
 
-from recipe.report.card import write_card
+from recipe.evaluation.metrics import DetectionMetrics
+from recipe.record import RunRecord
+from recipe.report.card import Card, write_card
 
-RECORD = {
-    "run_name": "crowd-1",
-    "command": ["/home/me/bin/recipe", "train", "--data", "me/crowd", "--hub_token", "hf_secret", "--push_to_hub"],
-    "commit": "abc123",
-    "device": "1 x RTX 4000 SFF Ada, 20 GiB",
-    "versions": {"python": "3.11.9", "torch": "2.15.0"},
-    "config": {"backbone": "facebook/dinov3-vitl16-pretrain-lvd1689m", "detr_init": "facebook/detr-resnet-50",
-               "num_queries": 300, "shortest_edge": 960, "longest_edge": 1536},
-    "training": {"learning_rate": 1e-4, "hub_model_id": "me/crowd-detr"},
-    "dataset": {"data": "me/crowd", "revision": "c0ffee", "train": {"images": 50, "boxes": 4000},
-                "validation": {"images": 5, "boxes": 120}},
-}  # fmt: skip
+RECORD = RunRecord(
+    run_name="crowd-1",
+    run_id="1",
+    started="2026-11-25T00:00:00",
+    command=["/home/me/bin/recipe", "train", "--data", "me/crowd", "--hub_token", "hf_secret", "--push_to_hub"],
+    commit="abc123",
+    device="1 x RTX 4000 SFF Ada, 20 GiB",
+    versions={"python": "3.11.9", "torch": "2.15.0"},
+    settings={"backbone": "facebook/dinov3-vitl16-pretrain-lvd1689m", "detr_init": "facebook/detr-resnet-50",
+              "num_queries": 300, "shortest_edge": 960, "longest_edge": 1536, "learning_rate": 1e-4,
+              "hub_model_id": "me/crowd-detr"},
+    fixed_settings={},
+    dataset={"data": "me/crowd", "revision": "c0ffee", "train": {"images": 50, "boxes": 4000},
+             "validation": {"images": 5, "boxes": 120}},
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +39,10 @@ def numbers(tmp_path_factory):
     return values, metrics.details()
 
 
-def load(folder, numbers, record=RECORD):
+def load(folder, numbers, record=RECORD, **settings):
+    """The card as the Hub reads it; `settings` replace those of the record."""
+    if settings:
+        record = replace(record, settings=record.settings | settings)
     return ModelCard.load(write_card(folder, *numbers, record))
 
 
@@ -45,13 +56,16 @@ def test_the_hub_reads_every_defined_number_from_the_model_index(tmp_path, numbe
     result = data.eval_results[0]
     assert (result.task_type, result.dataset_type) == ("object-detection", "me/crowd")
     assert (result.dataset_split, result.dataset_revision) == ("validation", "c0ffee")
-    assert data.model_name == "crowd-detr"
+    assert (data.model_name, data.pretty_name) == ("crowd-detr", "crowd-detr")
+    names = {result.metric_type: result.metric_name for result in data.eval_results}
+    assert (names["map"], names["mr2_person"], names["map_50_head"]) == ("AP", "MR-2 person", "AP 50 head")
 
 
 def test_the_front_matter_names_library_task_base_models_and_the_dinov3_licence(tmp_path, numbers):
     data = load(tmp_path, numbers).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "object-detection")
     assert data.base_model == ["facebook/dinov3-vitl16-pretrain-lvd1689m", "facebook/detr-resnet-50"]
+    assert data.base_model_relation == "finetune"  # the Hub takes several base models for a merge
     assert data.datasets == ["me/crowd"]
     assert (data.license, data.license_name) == ("other", "dinov3-license")
     assert data.license_link.startswith("https://")
@@ -59,13 +73,13 @@ def test_the_front_matter_names_library_task_base_models_and_the_dinov3_licence(
 
 def test_a_folder_of_another_machine_is_no_base_model(tmp_path, numbers):
     """The card's own pattern took for a repo what the Hub's client refuses."""
-    elsewhere = load(tmp_path, numbers, RECORD | {"config": {"backbone": "weights/dino..v2", "detr_init": "./detr"}})
-    assert elsewhere.data.base_model is None
+    elsewhere = load(tmp_path, numbers, backbone="weights/dino..v2", detr_init="./detr")
+    assert (elsewhere.data.base_model, elsewhere.data.get("base_model_relation")) == (None, None)
 
 
 def test_the_card_says_built_with_dinov3_unless_the_backbone_is_random(tmp_path, numbers):
     assert "Built with DINOv3" in load(tmp_path, numbers).text
-    pilot = load(tmp_path, numbers, RECORD | {"config": {"backbone": "tiny", "detr_init": "none"}})
+    pilot = load(tmp_path, numbers, backbone="tiny", detr_init="none")
     assert "Built with DINOv3" not in pilot.text
     assert pilot.data.license is None
     assert pilot.data.base_model is None
@@ -75,15 +89,14 @@ def test_tokens_and_the_folder_of_the_program_stay_out_of_the_command(tmp_path, 
     text = load(tmp_path, numbers).content
     assert "recipe train --data me/crowd --hub_token ... --push_to_hub" in text
     assert "/home/me" not in text
-    joined = load(tmp_path, numbers, RECORD | {"command": ["recipe", "train", "--hub_token=hf_secret"]}).content
+    joined = load(tmp_path, numbers, replace(RECORD, command=["recipe", "train", "--hub_token=hf_secret"])).content
     assert "--hub_token=..." in joined
     assert "hf_secret" not in text + joined
 
 
 def test_local_data_is_no_dataset_of_the_hub(tmp_path, numbers):
-    local = load(
-        tmp_path, numbers, RECORD | {"dataset": {"data": "/home/me/photos", "revision": None, "manifest": "ff"}}
-    )
+    dataset = {"data": "/home/me/photos", "revision": None, "manifest": "ff"}
+    local = load(tmp_path, numbers, replace(RECORD, dataset=dataset))
     assert local.data.datasets is None
     assert "/home/me" not in local.content
     assert "Data `ff`" in local.text
@@ -99,7 +112,7 @@ def test_the_examples_name_the_repo_and_the_thresholds_of_best_f1(tmp_path, numb
 
 
 def test_plots_are_shown_where_they_exist_and_photographs_never(tmp_path, numbers):
-    """A model may be shared more widely than the photographs of the people it was judged on."""
+    """A model may be shared more widely than the photographs of the people it was evaluated on."""
     assert "![" not in load(tmp_path, numbers).text
     (tmp_path / "report").mkdir()
     for name in ("thresholds.png", "where.png", "curves.png", "worst.png", "predictions.png", "report.md"):
@@ -115,3 +128,50 @@ def test_an_evaluated_model_without_a_record_still_has_a_card(tmp_path, numbers)
     assert card.data.model_name == tmp_path.name
     assert "How it was trained" not in card.text
     assert "at most 300 boxes" in card.text
+
+
+def test_the_card_says_how_to_batch_and_where_the_thresholds_stand(tmp_path, numbers):
+    text = load(tmp_path, numbers).text
+    assert "Batch photographs of one size only" in text
+    assert "`detection_thresholds`" in text
+
+
+def test_names_from_outside_inject_neither_html_nor_code(tmp_path, numbers):
+    record = replace(RECORD, run_name="<img src=x> [a](b)", device="<b>|", command=["recipe", "train", "```\n# hi"])
+    text = load(tmp_path, numbers, record, hub_model_id='x"); evil("').text
+    assert "<img" not in text
+    assert "# &lt;img src=x&gt; \\[a\\]\\(b\\)" in text
+    assert "<b>" not in text
+    assert text.count("```") == 6
+    assert 'model="x\\"); evil(\\"")' in text
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves checkpoint-12 of a run with a callback; the checkpoint's folder."""
+
+    def on_save(card, **state):
+        checkpoint = tmp_path / "checkpoint-12"
+        checkpoint.mkdir(exist_ok=True)
+        RECORD.write(tmp_path)
+        state = {"is_world_process_zero": True, "global_step": 12, "epoch": 1.5} | state
+        card.on_save(SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(**state), None)
+        return checkpoint / "README.md"
+
+    return on_save
+
+
+def test_every_checkpoint_says_which_weights_and_which_numbers_it_has(saved, tmp_path):
+    metrics = evaluated.evaluate(evaluated.crowd(tmp_path / "packed"))
+    metrics.step = 8
+    text = saved(Card(metrics)).read_text()
+    assert "Weights of epoch 1.50, step 12; all numbers are those of step 8. 5 images" in text
+    assert "me/crowd-detr" in text
+    metrics.step = 12
+    assert "Weights of epoch 1.50, step 12. 5 images" in saved(Card(metrics)).read_text()
+
+
+def test_a_checkpoint_before_any_evaluation_and_a_second_process_write_no_card(saved, tmp_path):
+    assert not saved(Card(DetectionMetrics())).exists()
+    metrics = evaluated.evaluate(evaluated.crowd(tmp_path / "packed"))
+    assert not saved(Card(metrics), is_world_process_zero=False).exists()

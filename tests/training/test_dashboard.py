@@ -1,10 +1,10 @@
-"""No dashboard stops or slows a training, misses a row or repeats one: python -m pytest tests/test_dashboard.py"""
+"""No dashboard stops or slows a training, misses a row or repeats one: tests/training/test_dashboard.py"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import shutil
 import signal
 import socket
 import sqlite3
@@ -21,9 +21,9 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from recipe.cli import main
-from recipe.training.dashboard import Dashboard
-from recipe.training.logs import LOG_FILE
-from recipe.training.run import RUN_FILE
+from recipe.record import RunRecord
+from recipe.training.dashboard import Dashboard, TrackioRun
+from recipe.training.logs import MetricsLog, read_log
 
 WRITE_TOKEN = "write-token-of-the-test"
 
@@ -82,78 +82,109 @@ def remote(server, monkeypatch):
     return server
 
 
-def make_run(folder: Path, run_id: str = "0123") -> Path:
+def make_run(folder: Path, name: str = "run") -> Path:
     folder.mkdir()
-    training = {"project": "crowd-detr", "trackio_space_id": None, "hub_private_repo": True}
-    record = {"run_name": "run", "run_id": run_id, "started": "2026-01-01T00:00:00Z", "config": {"d_model": 32}}
-    (folder / RUN_FILE).write_text(json.dumps(record | {"training": training}))
+    settings = {"project": "crowd-detr", "trackio_space_id": None, "hub_private_repo": True, "d_model": 32}
+    RunRecord(name, "0123", "2026-01-01T00:00:00Z", settings, {}, {}).write(folder)
     return folder
 
 
-def log(folder: Path, step: int, **values: float) -> None:
-    with (folder / LOG_FILE).open("a") as file:
-        file.write(json.dumps({**values, "epoch": step / 4, "step": step}) + "\n")
-
-
-def train(folder: Path, tmp_path: Path, steps: range, pause: float = 0.0, between=None) -> float:
-    """What the Trainer does with the callback, and how long it took, in seconds."""
-    board, state = Dashboard(folder), TrainerState()
-    arguments = TrainingArguments(output_dir=str(tmp_path / "arguments"), use_cpu=True)
+def train(folder: Path, steps: range, pause: float = 0.0, between=None, end: bool = True) -> float:
+    """What the Trainer does with the callbacks, and how long it took, in seconds."""
+    board, log = Dashboard(folder), MetricsLog()
+    earlier = [row for row in read_log(folder) if row["step"] < steps.start]
+    state = TrainerState(global_step=steps.start, log_history=earlier)
+    state.is_world_process_zero = True
+    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True)
     started = time.monotonic()
-    board.on_train_begin(arguments, state, TrainerControl())
+    for callback in (log, board):
+        callback.on_train_begin(arguments, state, TrainerControl())
     for step in steps:
-        log(folder, step, loss=1 / (step + 1))
-        board.on_log(arguments, state, TrainerControl())
+        state.global_step = step
+        for callback in (log, board):
+            callback.on_log(arguments, state, TrainerControl(), logs={"loss": 1 / (step + 1), "epoch": step / 4})
+        board.on_evaluate(arguments, state, TrainerControl())
         time.sleep(pause)
         if between is not None:
             between(step)
-    board.on_train_end(arguments, state, TrainerControl())
+    if end:
+        board.on_train_end(arguments, state, TrainerControl())
     return time.monotonic() - started
 
 
-def steps_of(server: Server) -> list[int]:
-    return sorted(step for _, _, step, metrics in server.rows() if "train/loss" in metrics)
+def steps_of(server: Server, name: str = "run") -> list[int]:
+    return sorted(step for _, run, step, metrics in server.rows() if run == name and "train/loss" in metrics)
 
 
 # ---- a server of one's own ----
 
 
 def test_every_row_arrives_once_with_its_step_and_the_settings(remote, tmp_path):
-    train(make_run(tmp_path / "run"), tmp_path, range(30))
+    train(make_run(tmp_path / "run"), range(30))
     assert steps_of(remote) == list(range(30))
     rows = remote.rows()
-    assert {row[:2] for row in rows} == {("0123", "run")}
-    assert rows[0][3] == {"train/loss": 1.0, "train/epoch": 0.0, "train/global_step": 0}
+    assert {row[1] for row in rows} == {"run"}
+    assert rows[0][3] == {"train/loss": 1.0, "train/epoch": 0.0, "train/global_step": 0, "at a glance/loss": 1.0}
     with sqlite3.connect(remote.home / "crowd-detr.db") as database:
         (config,) = database.execute("SELECT config FROM configs").fetchone()
     assert json.loads(config)["d_model"] == 32
 
 
 def test_a_resumed_run_is_one_run_without_repeated_rows(remote, tmp_path):
-    """Also on another machine: the rows after the checkpoint come a second time, the run's id comes from the Hub."""
+    """Also on another machine: the rows after the checkpoint come a second time."""
     folder = make_run(tmp_path / "run")
-    train(folder, tmp_path, range(10))
-    shutil.rmtree(folder)
-    folder = make_run(tmp_path / "run")
-    for step in range(6):
-        log(folder, step, loss=1 / (step + 1))
-    train(folder, tmp_path, range(6, 14))
+    train(folder, range(10))
+    train(folder, range(6, 14))
     assert steps_of(remote) == list(range(14))
     assert len({row[0] for row in remote.rows()}) == 1
 
 
 def test_two_runs_of_the_same_name_stay_two(remote, tmp_path):
-    train(make_run(tmp_path / "one", "1111"), tmp_path, range(3))
-    train(make_run(tmp_path / "two", "2222"), tmp_path, range(3))
-    assert {row[0] for row in remote.rows()} == {"1111", "2222"}
+    train(make_run(tmp_path / "one"), range(3))
+    train(make_run(tmp_path / "two"), range(3))
+    assert len({row[0] for row in remote.rows()}) == 2
+    assert steps_of(remote) == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_the_recipe_warns_of_becomes_an_alert(remote, tmp_path):
+    def between(step: int) -> None:
+        if step == 1:
+            logging.getLogger("recipe.training.memory").warning("batch 4 does not fit:\n2 x 2 does")
+            logging.getLogger("recipe.training.trainer").error("the loss is not finite")
+            logging.getLogger("recipe.training.trainer").info("best model: checkpoint-8")
+
+    train(make_run(tmp_path / "run"), range(3), 0.1, between)
+    with sqlite3.connect(remote.home / "crowd-detr.db") as database:
+        found = database.execute("SELECT title, text, level FROM alerts ORDER BY id").fetchall()
+    assert found == [("batch 4 does not fit:", "2 x 2 does", "warn"), ("the loss is not finite", None, "error")]
+
+
+def test_the_trackio_command_reads_the_metrics_of_a_run(remote, tmp_path):
+    train(make_run(tmp_path / "run"), range(3))
+    command = [str(Path(sys.executable).parent / "trackio"), "--space", remote.url, "get", "metric"]
+    command += ["--project", "crowd-detr", "--run", "run", "--metric", "train/loss", "--json"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert [each["step"] for each in found["values"]] == [0, 1, 2]
+
+
+def test_a_training_that_ends_by_an_error_has_shown_its_last_rows(remote, tmp_path):
+    """No callback hears of it: the rows are sent as Python ends."""
+    code = "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; import test_dashboard as t\n"
+    code += "t.train(Path(sys.argv[1]), range(5), end=False); raise SystemExit(70)"
+    folder = make_run(tmp_path / "run")
+    done = subprocess.run([sys.executable, "-c", code, str(folder), str(Path(__file__).parent), *sys.path])
+    assert done.returncode == 70
+    assert steps_of(remote) == list(range(5))
 
 
 def test_pictures_arrive_beside_the_curves(remote, tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "pictures").mkdir()
     cv2.imwrite(str(folder / "pictures" / "7-step-4.jpg"), np.zeros((8, 8, 3), np.uint8))
-    train(folder, tmp_path, range(5))
-    picture = next(metrics for _, _, _, metrics in remote.rows() if "predictions/7" in metrics)["predictions/7"]
+    train(folder, range(5))
+    train(folder, range(5, 6))  # and once only
+    (row,) = [metrics for _, _, _, metrics in remote.rows() if "predictions/7" in metrics]
+    picture = row["predictions/7"]
     there = remote.home / "media" / picture["file_path"]
     assert there.read_bytes() == (folder / "pictures" / "7-step-4.jpg").read_bytes()
 
@@ -164,7 +195,7 @@ def test_pictures_arrive_beside_the_curves(remote, tmp_path):
 def test_a_server_dead_from_the_start_costs_no_time_and_sync_sends_all_once(remote, tmp_path, monkeypatch, capsys):
     folder = make_run(tmp_path / "run")
     monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:9")
-    assert train(folder, tmp_path, range(20)) < 3
+    assert train(folder, range(20)) < 12
     assert main(["sync", str(folder)]) == 2
     assert "cannot be reached" in capsys.readouterr().err
     monkeypatch.setenv("TRACKIO_SERVER_URL", remote.url)
@@ -178,7 +209,7 @@ def test_a_server_that_dies_and_comes_back_misses_nothing(tmp_path, monkeypatch)
     server.start()
     monkeypatch.setenv("TRACKIO_SERVER_URL", server.url)
     monkeypatch.setenv("TRACKIO_WRITE_TOKEN", WRITE_TOKEN)
-    folder = make_run(tmp_path / "run")
+    folder = make_run(tmp_path / "run", "flaky")
 
     def between(step: int) -> None:
         if step == 5:
@@ -188,30 +219,31 @@ def test_a_server_that_dies_and_comes_back_misses_nothing(tmp_path, monkeypatch)
             server.start()
 
     try:
-        train(folder, tmp_path, range(20), 0.05, between)
+        train(folder, range(20), 0.05, between)
         assert main(["sync", str(folder)]) == 0
-        assert steps_of(server) == list(range(20))
+        assert steps_of(server, "flaky") == list(range(20))
     finally:
         server.stop()
 
 
 def test_a_server_that_never_answers_holds_up_neither_the_steps_nor_the_end(tmp_path, monkeypatch):
     """Trackio's own finish() waits 30 seconds for such a server."""
-    monkeypatch.setattr("recipe.training.dashboard.FAREWELL", 1.0)
+    monkeypatch.setattr("recipe.training.dashboard.SHUTDOWN_TIMEOUT", 1.0)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()  # takes connections and says nothing
         monkeypatch.setenv("TRACKIO_SERVER_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         monkeypatch.setenv("TRACKIO_WRITE_TOKEN", WRITE_TOKEN)
-        assert train(make_run(tmp_path / "run"), tmp_path, range(50), 0.01) < 3
+        assert train(make_run(tmp_path / "run"), range(50), 0.01) < 3
 
 
 def test_what_has_not_arrived_is_said_with_the_command_that_sends_it(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("TRACKIO_WRITE_TOKEN", WRITE_TOKEN)
     folder = make_run(tmp_path / "run")
-    train(folder, tmp_path, range(3))
-    assert f"3 rows have not reached the dashboard; send them with `recipe sync {folder}`" in caplog.text
+    train(folder, range(3))
+    assert "the dashboard lacks rows" in caplog.text
+    assert f"`recipe sync {folder}` sends them" in caplog.text
     assert WRITE_TOKEN not in caplog.text
 
 
@@ -221,20 +253,44 @@ def test_what_has_not_arrived_is_said_with_the_command_that_sends_it(tmp_path, m
 def test_without_a_server_the_rows_lie_in_trackios_own_database(tmp_path, monkeypatch):
     monkeypatch.delenv("TRACKIO_SERVER_URL", raising=False)
     folder = make_run(tmp_path / "run", "local")
-    train(folder, tmp_path, range(4))
-    train(folder, tmp_path, range(4, 6))
-    from trackio.sqlite_storage import SQLiteStorage
-
-    assert [row["step"] for row in SQLiteStorage.get_logs("crowd-detr", "run", run_id="local")] == list(range(6))
+    train(folder, range(4))
+    train(folder, range(4, 6))
+    assert main(["sync", str(folder)]) == 0
+    command = [str(Path(sys.executable).parent / "trackio"), "get", "metric", "--project", "crowd-detr", "--json"]
+    command += ["--run", "local", "--metric", "train/loss"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert [each["step"] for each in found["values"]] == list(range(6))
 
 
 def test_the_dashboards_thread_ends_with_the_training(tmp_path, monkeypatch):
     monkeypatch.delenv("TRACKIO_SERVER_URL", raising=False)
     before = threading.active_count()
-    train(make_run(tmp_path / "run", "ends"), tmp_path, range(2))
+    train(make_run(tmp_path / "run", "ends"), range(2))
     assert threading.active_count() == before
 
 
 def test_sync_refuses_what_is_no_run(tmp_path, capsys):
     assert main(["sync", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"TRACKIO_SPACE_ID": "alice/board"}, {"TRACKIO_SERVER_URL": "http://127.0.0.1:9?write_token=wt-secret"}],
+)
+def test_no_token_stands_on_a_command_line(tmp_path, monkeypatch, where):
+    """A private Space needs one, and a server's may stand in its address; any user of the machine can read both."""
+    commands = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, '{"values": []}', "")
+
+    monkeypatch.setattr("recipe.training.dashboard.subprocess.run", run)
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    rows = [(1, {"train/loss": 1.0})]
+    assert TrackioRun(make_run(tmp_path / "run")).missing(rows) == rows
+    assert "--space" in commands[0]
+    assert "secret" not in " ".join(commands[0])

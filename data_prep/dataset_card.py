@@ -1,14 +1,13 @@
-"""The dataset card and the manifest that `python -m data_prep pack` writes beside the shards."""
+"""The dataset card that `python -m data_prep pack` writes beside the shards."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data_prep.statistics import table
+from data_prep.statistics import counts_table
 from recipe.schema import features
 
 CARD = """\
@@ -28,30 +27,22 @@ dataset = load_dataset("{source}")  # {splits}
 
 {table}
 
-Packed with `python -m data_prep pack`, {verified}; every line and image that was cut or left out:
+Packed with `python -m data_prep pack`, every image decoded; every line and image that was cut or left out:
 
 {counts}
 """
 
 
-def write_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json: counts in and out, and every shard with its sha256."""
-    part = out / "manifest.json.part"
-    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    part.replace(out / "manifest.json")
-
-
-def write_card(out: Path, manifest: dict[str, Any], repo_id: str | None = None) -> None:
+def write_dataset_card(out: Path, manifest: dict[str, Any], repo_id: str | None = None) -> None:
     """Write README.md, from whose header `load_dataset` and the Hub's viewer learn splits, columns and classes."""
     splits = manifest["splits"]
-    header, *rows = (f"| {' | '.join(row)} |" for row in table(splits))
+    header, *rows = (f"| {' | '.join(row)} |" for row in counts_table(splits))
     text = CARD.format(
         header=yaml.safe_dump(card_header(manifest), sort_keys=False, allow_unicode=True),
         title=repo_id or "Crowd detection: " + " and ".join(manifest["classes"]),
         source=repo_id or "DIR",
         splits=", ".join(splits),
         table="\n".join([header, "|---|" + "---:|" * len(splits), *rows]),
-        verified="every image decoded" if manifest["verify"] == "full" else "of each image only the header read",
         counts="\n".join(f"- {name}: {conservation(split)}" for name, split in splits.items()),
     )
     (out / "README.md").write_text(text, encoding="utf-8")
@@ -67,7 +58,9 @@ def card_header(manifest: dict[str, Any]) -> dict[str, Any]:
         for name, split in manifest["splits"].items()
     }
     total = sum(size.num_bytes for size in sizes.values())
-    info = DatasetInfo(features=features(), splits=SplitDict(sizes), download_size=total, dataset_size=total)
+    info = DatasetInfo(
+        features=features(bool(manifest["labelled"])), splits=SplitDict(sizes), download_size=total, dataset_size=total
+    )
     data_files = [{"split": name, "path": f"data/{name}-*"} for name in sizes]
     return {
         "task_categories": ["object-detection"],

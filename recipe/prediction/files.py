@@ -1,0 +1,122 @@
+"""The images and videos that `recipe predict` is pointed at, and their bytes.
+
+    files = find_files(["photos/", "clip.mp4"], out=Path("outputs/predictions"))
+    pixels = read_image(files[0].path)
+
+People made these folders by hand: nothing in them may hang or stop a run, and only regular files are opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+
+from recipe.data.images import decode
+from recipe.hub import as_user_errors
+from recipe.schema import IMAGE_SUFFIXES, MAX_PIXELS, UserError
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
+MAX_BYTES = MAX_PIXELS * 8  # four channels of 16 bits, not compressed
+
+
+class File(NamedTuple):
+    path: Path
+    name: str  # relative to the PATH of the command line that led to it
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_files(paths: Sequence[str], out: Path) -> list[File]:
+    """All files that are named, whatever their suffix, and the images and videos below named folders, but for `out`.
+
+    Raises:
+        UserError: a path that is not there or is `out` itself, a folder that cannot be read, or no file at all.
+    """
+    found: list[File] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{printable(path)}: no such file or folder")
+        if path.resolve() == out.resolve():
+            raise UserError(f"--out {out}: holds the images; give a folder of its own: `--out {out / 'predictions'}`")
+        found += _below(path, out.resolve()) if path.is_dir() else [File(path, path.name)]
+    if not found:
+        suffixes = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+        raise UserError(f"no images in {', '.join(map(printable, paths))}; read are {suffixes}")
+    return found
+
+
+def _below(root: Path, out: Path) -> Iterator[File]:
+    entered = {out, root.resolve()}  # the results may lie among the images, and a link may lead back
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
+        real = {name: Path(folder, name).resolve() for name in sorted(folders)}
+        folders[:] = [name for name in real if real[name] not in entered]
+        entered.update(real.values())
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+                yield File(path, str(path.relative_to(root)))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from error
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The pixels of an image file, uint8 [height, width, 3] RGB.
+
+    Raises:
+        ValueError, OSError, ...: why there are none, in words.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if not 0 < len(data) <= MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes" if data else "the file is empty")
+    return decode(data)
+
+
+def check_regular(path: Path) -> None:
+    """Raise ValueError unless this is a regular file: a pipe would wait for its other end, a device never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
+
+
+def printable(text: str | Path) -> str:
+    """A name in one line for any screen: newlines, escape codes and bytes that are not UTF-8 become \\n, \\x1b, ..."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def dataset_ids(data: str, files: Iterable[File]) -> list[int]:
+    """The image_id of each file in a packed folder or Hub dataset, of which only names and ids are read.
+
+    A file is known by the end of its path: photos/deep/a.jpg may be deep/a.jpg or a.jpg there.
+
+    Raises:
+        UserError: no such dataset, or it does not hold one of the files, or two of that name.
+    """
+    known: dict[str, set[int]] = {}
+    with as_user_errors(f"--data {data}"):
+        place = os.path.abspath(data) if os.path.isdir(data) else f"hf://datasets/{data}"
+        filesystem, root = fsspec.url_to_fs(place)
+        for shard in filesystem.glob(f"{root}/data/*.parquet"):
+            table = pq.ParquetFile(shard, filesystem=filesystem).read(columns=["image_id", "image.path"])
+            for row in table.to_pylist():
+                known.setdefault(row["image"]["path"], set()).add(row["image_id"])
+    found: list[int] = []
+    for file in files:
+        parts = file.path.resolve().parts
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        ids = next((known[end] for end in ends if end in known), set())
+        if len(ids) != 1:
+            count = "several images" if ids else "no image"
+            raise UserError(f"--data {data}: holds {count} of the name {printable(file.path)}; give their own dataset")
+        found += ids
+    return found

@@ -1,0 +1,141 @@
+"""What is written of detections: a line for each image as it comes, COCO's results at the end, YOLO's label files.
+
+results = Results(folder); results.add(image, found); results.close(coco=True)
+write_results(folder, rows)                                  # `recipe evaluate --save-detections`
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+import cv2
+import numpy as np
+
+from recipe.hub import first_line
+from recipe.prediction.files import File, printable
+from recipe.prediction.predictor import Detections, Image
+from recipe.schema import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def as_coco(boxes_xyxy: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    """Boxes [n, 4] in pixels as [{"category_id", "bbox", "score"}].
+
+    `bbox` is [x, y, w, h] in pixels, to 1/10,000; `category_id` 0 is person, 1 head; `score` is the exact float32.
+    """
+    corner, end = np.split(boxes_xyxy.astype(np.float64), 2, axis=1)
+    boxes_xywh = np.hstack([corner, end - corner]).round(4).tolist()
+    return [
+        {"category_id": label, "bbox": box, "score": score}
+        for label, box, score in zip(labels.tolist(), boxes_xywh, scores.tolist(), strict=True)
+    ]
+
+
+def write_results(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write predictions.json, which `pycocotools.coco.COCO.loadRes` reads, and images.json.
+
+    Row by row: 12,000 crowds with 300 boxes each would take gigabytes.
+
+    Args:
+        rows: one an image, {"image_id", "file_name", "height", "width", "detections": as_coco(...)}.
+    """
+    with new_file(folder / "predictions.json") as results, new_file(folder / "images.json") as images:
+        for row in rows:
+            _extend(results, [{"image_id": row["image_id"]} | found for found in row["detections"]])
+            _extend(images, [{"id": row["image_id"]} | {key: row[key] for key in ("file_name", "height", "width")}])
+        for file in (results, images):
+            file.write("]\n" if file.tell() else "[]\n")
+
+
+def _extend(file: TextIO, items: list[dict[str, Any]]) -> None:
+    """Add to a JSON array that is not closed yet."""
+    if items:
+        file.write((",\n" if file.tell() else "[") + ",\n".join(map(json.dumps, items)))
+
+
+class Results:
+    """The folder of `recipe predict`; a run that is killed keeps what it had."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = self.boxes = self.failed = 0
+        for name in ("predictions.json", "images.json"):  # of an earlier run
+            (folder / name).unlink(missing_ok=True)
+        self._lines = new_file(folder / "predictions.jsonl")
+        self._failed = new_file(folder / "failed.csv")
+        csv.writer(self._failed).writerow(("file", "reason"))
+
+    def add(self, image: Image, found: Detections) -> None:
+        height, width = image.pixels.shape[:2]
+        row = {"image_id": image.image_id, "file_name": str(image.file.path), "height": height, "width": width}
+        self._lines.write(json.dumps(row | {"detections": as_coco(*found)}) + "\n")
+        self.count(found)
+
+    def count(self, found: Detections) -> None:
+        self.images += 1
+        self.boxes += len(found.scores)
+
+    def add_failed(self, path: Path, error: Exception) -> None:
+        reason = printable(getattr(error, "strerror", None) or first_line(error))
+        logger.warning("%s: left out, it cannot be read (%s)", printable(path), reason)
+        csv.writer(self._failed).writerow((printable(path), reason))
+        self.failed += 1
+
+    def path_for(self, image_id: int, file: File, suffix: str) -> Path:
+        """NUMBER-NAME in the folder itself, whatever the file's name says."""
+        stem = re.sub(r"[^\w.-]", "_", Path(file.name).stem)[:50]  # 200 bytes at most; a name may have 255
+        return self.folder / f"{image_id:05d}-{stem}{suffix}"
+
+    def save_drawing(self, image: Image, drawn: np.ndarray) -> None:
+        """Write uint8 [height, width, 3] RGB as JPEG; OpenCV is not given the name, which may crash it."""
+        _, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+        _write(self.path_for(image.image_id, image.file, ".jpg"), data.tobytes())
+
+    def save_labels(self, image: Image, found: Detections) -> None:
+        """Write YOLO's label file below labels/: class, cx, cy, w, h in shares of the image, clipped to it."""
+        height, width = image.pixels.shape[:2]
+        corner, end = np.split((found.boxes_xyxy / np.array([width, height] * 2, np.float64)).clip(0, 1), 2, axis=1)
+        boxes = np.hstack([(corner + end) / 2, end - corner])  # cxcywh
+        lines = [
+            f"{label} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}\n"
+            for label, (cx, cy, w, h) in zip(found.labels.tolist(), boxes.tolist(), strict=True)
+            if w > 0 and h > 0
+        ]
+        _write(self.folder / "labels" / label_name(image.file), "".join(lines).encode())
+
+    def close(self, coco: bool) -> None:
+        """End with COCO's files, if wanted, made of the lines."""
+        self._lines.close()
+        self._failed.close()
+        if coco:
+            with (self.folder / "predictions.jsonl").open() as lines:
+                write_results(self.folder, map(json.loads, lines))
+
+
+def label_name(file: File) -> str:
+    """Where YOLO's readers look for the labels of an image: deep/a.txt for deep/a.jpg."""
+    return os.path.splitext(file.name)[0] + ".txt"
+
+
+def new_file(path: Path) -> TextIO:
+    """A text file that is written line by line; a link in its place is not followed."""
+    path.unlink(missing_ok=True)
+    return path.open("w", buffering=1, newline="")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        where = f"{printable(path)}: cannot be written ({error.strerror})"
+        raise UserError(f"{where}; make room, or give another folder by `--out DIR`") from error

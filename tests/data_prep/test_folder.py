@@ -1,0 +1,301 @@
+"""Data as people have it: mapped classes, lists, flat folders, polygons, CrowdHuman and COCO (data_prep.folder)."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from yolo_folder import picture, write_folder
+
+from data_prep.__main__ import main
+from data_prep.entries import ReadOptions
+from data_prep.folder import open_folder
+from data_prep.sequences import sequence_of
+from data_prep.shards import pack
+from recipe.schema import UserError, check_dataset, features
+
+GOOD = "0 0.5 0.5 0.2 0.2\n1 0.5 0.45 0.1 0.1\n"
+
+
+def rows_of(out, split="train"):
+    return [row for path in sorted(out.glob(f"data/{split}-*")) for row in pq.read_table(path).to_pylist()]
+
+
+def names_of(folder, split="train"):
+    return [entry.name for entry in folder.splits[split].entries]
+
+
+def write_yaml(root, text):
+    (root / "data.yaml").write_text(text)
+    return root
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+# --- classes -------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_mapped_and_dropped_in_any_capitals(tmp_path):
+    text = "0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.3 0.3\n2 0.5 0.5 0.4 0.4\n3 0.5 0.5 0.5 0.5\n"
+    root = write_folder(tmp_path / "in", {"a.jpg": (picture(), text)}, names="[Pedestrian, Head, BICYCLE, rider]")
+    flags = ("--map", "pedestrian=person", "--map", "Rider=person", "--drop", "bicycle")
+    assert run("pack", root, "--out", tmp_path / "out", *flags) == 0
+    assert rows_of(tmp_path / "out")[0]["objects"]["category"] == [0, 1, 0]
+    assert "labels/train/a.txt,3,class_dropped,dropped," in (tmp_path / "out/problems.csv").read_text()
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["splits"]["train"]["boxes_dropped"] == {"class_dropped": 1}
+
+
+def test_a_star_drops_every_other_class(tmp_path):
+    root = write_folder(tmp_path, {"a.jpg": (picture(), "2 0.5 0.5 0.2 0.2\n")}, names="[car, dog, person]")
+    assert dict(open_folder(root, ReadOptions(drop=("*",))).classes) == {0: None, 1: None, 2: 0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "names the classes pedestrian, head; .*`--map NAME=person`.*`--drop NAME`"),
+        (["--map", "walker=person", "--drop", "pedestrian"], "--map or --drop walker: .* names only pedestrian, head"),
+    ],
+)
+def test_other_classes_and_flags_that_fit_none_are_refused_with_the_flag_that_helps(tmp_path, capsys, flags, message):
+    root = write_folder(tmp_path / "in", {"a.jpg": (picture(), GOOD)}, names="[Pedestrian, head]")
+    assert run("inspect", root, *flags) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    with pytest.raises(UserError, match=message):
+        raise UserError(said)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--map", "a=b"], ["--map", "person"], ["--labelled", "=head"], ["--val-fraction", "1"], ["--seed", "x"]]
+)
+def test_a_wrong_value_gives_exit_code_2(flags):
+    with pytest.raises(SystemExit) as error:
+        run("pack", "in", "--out", "out", *flags)
+    assert error.value.code == 2
+
+
+# --- what was annotated --------------------------------------------------------------------------------------------
+
+
+def test_images_say_which_classes_were_annotated_where_that_is_told(tmp_path):
+    train = {"MOT_1.jpg": (picture(), GOOD[:18]), "own_1.jpg": (picture(seed=1), GOOD)}
+    root = write_folder(tmp_path / "in", train)
+    assert run("pack", root, "--out", tmp_path / "out", "--labelled", "MOT_*=person") == 0
+    found = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    check_dataset(found["train"].features, "out")
+    assert found["train"].features == features(labelled=True)
+    assert found["train"]["labelled"][:] == [[0], [0, 1]]
+    assert found["validation"]["labelled"][:] == [[0, 1]]
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["labelled"] == ["MOT_*=person"]
+
+
+def test_labelled_that_fits_no_image_is_refused(tmp_path, capsys):
+    root = write_folder(tmp_path / "in", {"a.jpg": (picture(), GOOD)})
+    assert run("pack", root, "--out", tmp_path / "out", "--labelled", "MOT*=person") == 2
+    assert "--labelled MOT*=person: no image has such a name" in capsys.readouterr().err
+
+
+def test_a_dataset_with_and_without_the_column_is_ours_and_another_type_is_not(tmp_path):
+    for labelled in (False, True):
+        check_dataset(features(labelled), "here")
+    wrong = features(labelled=True)
+    wrong["labelled"] = wrong["image_id"]
+    with pytest.raises(UserError, match="column 'labelled' is"):
+        check_dataset(wrong, "here")
+
+
+# --- splits and lists ----------------------------------------------------------------------------------------------
+
+
+def test_a_test_split_is_packed_where_there_is_one(tmp_path):
+    root = write_folder(tmp_path / "in", {"a.jpg": (picture(), GOOD)})
+    write_folder(root, {}, {"t.jpg": (picture(seed=5), GOOD)}, layout="more/{split}/images")
+    write_yaml(root, "train: images/train\nval: images/val\ntest: more/val/images\nnames: [person, head]\n")
+    pack(root, tmp_path / "out")
+    found = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: split.num_rows for name, split in found.items()} == {"train": 1, "validation": 1, "test": 1}
+    assert [row["image_id"] for row in rows_of(tmp_path / "out", "test")] == [2]
+
+
+def test_lists_of_folders_txt_lists_and_nested_folders_are_read(tmp_path):
+    root = write_folder(tmp_path, {"a.jpg": (picture(), GOOD), "cam/b.jpg": (picture(), GOOD)})
+    write_folder(root, {"c.jpg": (picture(), GOOD)}, {}, layout="site/cam2/images/{split}")
+    (root / "lists").mkdir()
+    (root / "lists/train.txt").write_text("../images/train/a.jpg\r\n./../images/train/nowhere.jpg\n\n../readme.md\n")
+    rest = "val: images/val\nnames: [person, head]\n"
+    folder = open_folder(write_yaml(root, f"train: [images/train/cam, site]\n{rest}"))
+    assert names_of(folder) == ["images/train/cam/b.jpg", "site/cam2/images/train/c.jpg"]
+    labels = [entry.label for entry in folder.splits["train"].entries]
+    assert labels == ["labels/train/cam/b.txt", "site/cam2/labels/train/c.txt"]
+    assert not folder.splits["train"].problems
+    folder = open_folder(write_yaml(root, f"train: lists/train.txt\n{rest}"))
+    assert names_of(folder) == ["images/train/a.jpg", "images/train/nowhere.jpg"]
+    assert [entry.label for entry in folder.splits["train"].entries] == ["labels/train/a.txt", None]
+    assert [problem.file for problem in folder.splits["train"].problems] == ["readme.md"]
+    with pytest.raises(UserError, match=r"nowhere\.jpg  unreadable_image: No such file"):
+        pack(root, tmp_path / "out")
+
+
+def test_frames_of_a_sequence_are_held_out_together(tmp_path):
+    films = {f"{film}_{frame:03d}.jpg": (picture(), None) for film in "abcdefghij" for frame in range(5)}
+    root = write_folder(tmp_path, films, {})
+    write_yaml(root, "train: images/train\nnames: [person, head]\n")
+    found = {}
+    for seed in (0, 0, 1):
+        folder = open_folder(root, ReadOptions(val_fraction=0.2, seed=seed))
+        sequences = [{sequence_of(name) for name in names_of(folder, split)} for split in ("train", "validation")]
+        assert len(names_of(folder, "validation")) == 10
+        assert not sequences[0] & sequences[1]
+        assert found.setdefault(seed, sequences) == sequences
+    assert found[0] != found[1]
+
+
+def test_one_long_sequence_gives_its_end(tmp_path):
+    root = write_folder(tmp_path, {f"IMG_{n}.jpg": (picture(), None) for n in range(10, 30)}, {})
+    write_yaml(root, "train: images/train\nnames: [person]\n")
+    folder = open_folder(root, ReadOptions(val_fraction=0.5))
+    assert names_of(folder, "validation") == [f"IMG_{n}.jpg" for n in range(20, 30)]
+
+
+def test_a_flat_folder_with_classes_txt_needs_no_data_yaml(tmp_path, capsys):
+    for number in range(10):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(seed=number))
+        (tmp_path / f"{number}.txt").write_text("1 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").write_text("head\nperson\n")
+    assert run("inspect", tmp_path) == 2
+    assert "`--val-fraction 0.1`" in capsys.readouterr().err
+    folder = open_folder(tmp_path, ReadOptions(val_fraction=0.1))
+    assert [len(split.entries) for split in folder.splits.values()] == [9, 1]
+    assert dict(folder.classes) == {0: 1, 1: 0}
+
+
+def test_a_fraction_is_refused_where_there_is_a_validation_split_or_nothing_would_be_left(tmp_path):
+    root = write_folder(tmp_path, {"a.jpg": (picture(), GOOD)})
+    with pytest.raises(UserError, match=r"--val-fraction 0\.1: .* names images for validation already"):
+        open_folder(root, ReadOptions(val_fraction=0.1))
+    write_yaml(root, "train: images/train\nnames: [person, head]\n")
+    with pytest.raises(UserError, match=r"--val-fraction 0\.1: of 1 images none would be left"):
+        open_folder(root, ReadOptions(val_fraction=0.1))
+
+
+# --- polygons ------------------------------------------------------------------------------------------------------
+
+
+def test_polygons_become_boxes_when_asked(tmp_path, capsys):
+    text = "0 0.1 0.2 0.5 0.2 0.5 0.6 0.3 0.7\n1 0.5 0.5 0.2 0.2\n"
+    root = write_folder(tmp_path / "in", {"a.jpg": (picture(100, 100), text)})
+    assert run("pack", root, "--out", tmp_path / "out") == 2
+    assert "`--polygons boxes`" in capsys.readouterr().err
+    assert run("pack", root, "--out", tmp_path / "out", "--polygons", "boxes") == 0
+    assert rows_of(tmp_path / "out")[0]["objects"]["bbox"][0] == pytest.approx([10, 20, 40, 50])
+
+
+@pytest.mark.parametrize(
+    "line", ["0 0.1 0.2 0.5 0.2 0.5 0.6 0.3", "0 0.1 0.2 0.5 0.2 0.5 nan", "0 0.1 0.2 9 99 0.5 0.6"]
+)
+def test_a_polygon_that_cannot_be_trusted_is_refused(tmp_path, line):
+    root = write_folder(tmp_path / "in", {"a.jpg": (picture(), line)})
+    with pytest.raises(UserError, match=r"a\.txt:1  (malformed|not_finite|not_normalised)"):
+        pack(root, tmp_path / "out", ReadOptions(polygons=True))
+
+
+# --- CrowdHuman and COCO -------------------------------------------------------------------------------------------
+
+
+def crowdhuman(root, lines_of):
+    (root / "Images").mkdir(parents=True)
+    for number, (split, lines) in enumerate(lines_of.items()):
+        for line in lines:
+            (root / f"Images/{line['ID']}.jpg").write_bytes(picture(100, 80, seed=number))
+        (root / f"annotation_{split}.odgt").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+PERSON = {
+    "tag": "person",
+    "fbox": [10, 10, 20, 40],
+    "vbox": [10, 10, 20, 30],
+    "hbox": [15, 10, 8, 9],
+    "head_attr": {"ignore": 0, "occ": 0, "unsure": 0},
+    "extra": {"box_id": 0, "occ": 0},
+}
+
+
+def test_crowdhuman_is_read_with_its_ignored_boxes(tmp_path):
+    hidden_head = PERSON | {"fbox": [-10, 50, 30, 60], "head_attr": {"ignore": 1}}
+    ignored = PERSON | {"fbox": [60, 10, 20, 40], "hbox": [65, 10, 8, 8], "extra": {"ignore": 1}}
+    mask = {"tag": "mask", "fbox": [50, 50, 40, 20], "hbox": [50, 50, 5, 5], "extra": {"ignore": 1}}
+    train = [{"ID": "1,a", "gtboxes": [PERSON, hidden_head, ignored, mask]}, {"ID": "2,b", "gtboxes": []}]
+    root = crowdhuman(tmp_path / "in", {"train": train, "val": [{"ID": "3,c", "gtboxes": [PERSON]}]})
+    manifest = pack(root, tmp_path / "out")
+    first, second = rows_of(tmp_path / "out")
+    assert first["image"]["path"] == "Images/1,a.jpg"
+    objects = first["objects"]
+    assert list(zip(objects["category"], objects["iscrowd"], strict=True)) == [
+        *((0, 0), (1, 0)),
+        *((0, 0), (1, 1)),
+        *((0, 1), (1, 0)),
+        *((0, 1), (1, 1)),
+    ]
+    assert objects["bbox"][:3] == [[10, 10, 20, 40], [15, 10, 8, 9], [0, 50, 20, 30]]
+    assert second["objects"]["bbox"] == []
+    counts = manifest["splits"]["train"]
+    assert (counts["boxes_in"], counts["boxes"], counts["ignored_regions"]) == (8, 4, 4)
+    assert counts["boxes_per_class"] == {"person": 2, "head": 2}
+    assert "annotation_train.odgt,1,over_border,clipped" in (tmp_path / "out/problems.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[1]", '{"ID": "a"}', '{"ID": "a", "gtboxes": [{"tag": "person", "fbox": [1, 2, NaN, 4]}]}', "[" * 9999],
+)
+def test_an_odgt_line_that_is_none_is_one_line(tmp_path, capsys, line):
+    root = crowdhuman(tmp_path / "in", {"train": [], "val": []})
+    (root / "annotation_train.odgt").write_text(line + "\n")
+    assert run("inspect", root) == 2
+    said = capsys.readouterr().err
+    assert "annotation_train.odgt is not as CrowdHuman writes it" in said
+    assert said.count("\n") == 1
+
+
+def test_an_image_that_crowdhuman_names_and_nobody_has_is_refused(tmp_path):
+    root = crowdhuman(tmp_path / "in", {"train": [{"ID": "1", "gtboxes": [PERSON]}], "val": []})
+    (root / "Images/1.jpg").unlink()
+    with pytest.raises(UserError, match=r"Images/1\.jpg  unreadable_image: No such file"):
+        pack(root, tmp_path / "out")
+
+
+def test_coco_json_is_read(tmp_path):
+    root = tmp_path / "in"
+    (root / "annotations").mkdir(parents=True)
+    categories = [{"id": 1, "name": "person"}, {"id": 7, "name": "train"}]
+    boxes = [
+        {"image_id": 5, "category_id": 1, "bbox": [10, 10, 20, 20], "iscrowd": 0},
+        {"image_id": 5, "category_id": 1, "bbox": [10, 10, 40, 40], "iscrowd": 1},
+        {"image_id": 5, "category_id": 7, "bbox": [1, 1, 4, 4]},
+    ]
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir()
+        (root / split / "a.jpg").write_bytes(picture(100, 80, seed=len(split)))
+        document = {"images": [{"id": 5, "file_name": "a.jpg"}], "annotations": boxes, "categories": categories}
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"names the classes person, train; .*`--drop '\*'`"):
+        open_folder(root)
+    manifest = pack(root, tmp_path / "out", ReadOptions(drop=("*",)))
+    (row,) = rows_of(tmp_path / "out")
+    assert row["objects"]["bbox"] == [[10, 10, 20, 20], [10, 10, 40, 40]]
+    assert row["objects"]["iscrowd"] == [0, 1]
+    assert manifest["splits"]["train"]["boxes_dropped"] == {"class_dropped": 1}
+
+
+def test_a_sequence_is_what_precedes_the_trailing_digits():
+    assert sequence_of("a/frame_0012.jpg") == "a/frame_"
+    assert sequence_of("film/0012.jpg") == "film/"
+    assert sequence_of("0012.jpg") == "0012.jpg", "numbered photographs are no film"
