@@ -11,11 +11,10 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 
-from recipe.evaluation.matching import IOU_THRESHOLDS
 from recipe.evaluation.metrics import DetectionMetrics
-from recipe.evaluation.ranking import RECALL_POINTS
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,8 @@ def coco_numbers(metrics: DetectionMetrics) -> dict[str, float]:
 
     coco = MeanAveragePrecision(
         # Its own defaults are float32: recalls that are reached exactly are then missed, 3e-6 to 6e-5 of an AP.
-        iou_thresholds=IOU_THRESHOLDS.tolist(),
-        rec_thresholds=RECALL_POINTS.tolist(),
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),
         max_detection_thresholds=[1, 10, 100],
         class_metrics=True,
         backend="faster_coco_eval",

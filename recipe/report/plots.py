@@ -68,7 +68,8 @@ def learning_curves(path: Path, histories: Mapping[str, Rows]) -> bool:
     with sheet(path, 2, width=6.2, height=4.2) as (loss, precision):
         if len(shown) > 1:
             for place, (name, rows) in enumerate(shown.items()):
-                style = {"color": colormaps["tab10"](place % 10), "marker": "osv^D"[place // 10 % 5], "label": name}
+                label = name if len(name) <= 32 else f"…{name[-31:]}"  # longer ones would push the plot off its sheet
+                style = {"color": colormaps["tab10"](place % 10), "marker": "osv^D"[place // 10 % 5], "label": label}
                 _line(loss, rows, "eval_loss", **style)
                 _line(precision, rows, "eval_map", **style)
         else:

@@ -63,6 +63,7 @@ def test_a_metrics_json_and_a_bare_evaluation_may_stand_for_runs_too(runs, tmp_p
     assert "| metric | metrics.json | evaluation | sec\\|ond |" in text
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # of a legend that leaves no room for the plot
 def test_runs_of_one_name_are_told_apart_by_their_paths(runs, tmp_path):
     assert compare(Namespace(runs=[runs[0], runs[0] / ".." / "first"], out=tmp_path / "out")) == 0
     text = (tmp_path / "out" / "compare.md").read_text()
