@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipe.schema import CLASS_NAMES, UserError
 
@@ -82,11 +82,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_read_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--map", type=assignment, action="append", default=[], metavar="NAME=person", help="a class that is ours")
-    add("--drop", action="append", default=[], metavar="NAME", help="a class to leave out; '*' for all others")
+    """The fields of `data_prep.entries.ReadOptions`."""
+    add, many = command.add_argument, dict[str, Any](action="append", default=[])
+    add("--map", dest="rename", type=assignment, metavar="NAME=person", help="a class that is ours", **many)
+    add("--drop", metavar="NAME", help="a class to leave out; '*' for all others", **many)
     labelled = "in images with such names only this class was annotated"
-    add("--labelled", type=assignment, action="append", default=[], metavar="GLOB=person", help=labelled)
+    add("--labelled", type=assignment, metavar="GLOB=person", help=labelled, **many)
     add("--val-fraction", type=share, default=0.0, metavar="0.1", help="hold out images for validation, by sequence")
     add("--seed", type=int, default=0, help="which images --val-fraction takes (0)")
     add("--polygons", choices=("refuse", "boxes"), default="refuse", help="boxes: pack the box around each (refuse)")
@@ -103,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted; run the same command again", file=sys.stderr)
         return 130
@@ -119,14 +123,7 @@ def _sample(args: argparse.Namespace) -> int:
 def _read_options(args: argparse.Namespace) -> ReadOptions:
     from data_prep.entries import ReadOptions
 
-    return ReadOptions(
-        rename=dict(args.map),
-        drop=tuple(args.drop),
-        labelled=tuple(args.labelled),
-        val_fraction=args.val_fraction,
-        seed=args.seed,
-        polygons=args.polygons == "boxes",
-    )
+    return ReadOptions(**{name: value for name, value in vars(args).items() if name in ReadOptions.__annotations__})
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -136,7 +133,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from data_prep.dataset_card import conservation, write_dataset_card
+    from data_prep.dataset_card import conservation
     from data_prep.shards import pack
 
     if args.repo_id:
@@ -151,13 +148,13 @@ def _pack(args: argparse.Namespace) -> int:
         on_bad=args.on_bad,
         workers=args.workers,
         shard_size=args.shard_size,
+        repo_id=args.repo_id,
     )
     for name, split in manifest["splits"].items():
         print(f"{name}: {conservation(split)}")
     shards = sum(len(split["files"]) for split in manifest["splits"].values())
     print(f"{shards} shards are in {args.out}; problems.csv lists everything that was cut, dropped or left out")
     if args.repo_id:
-        write_dataset_card(args.out, manifest, args.repo_id)
         print(f"{args.repo_id} holds them, in commit {upload(args.out, args.repo_id, private=not args.public)}")
     print(f"next: recipe train --data {args.out}")
     return 0

@@ -79,7 +79,7 @@ def leaks(seen: list[Seen]) -> list[str]:
 
 def recommended_settings(train: Tally) -> list[str]:
     """Values of --num_queries and --shortest_edge that fit the training images better than the defaults."""
-    boxes = np.repeat([sum(counts) for counts in train.crowds], list(train.crowds.values()))  # [images]
+    boxes = train.boxes_per_image()
     if not boxes.any():
         return []
     found, most = [], float(np.percentile(boxes, 99))

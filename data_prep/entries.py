@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from data_prep.files import printable
 from data_prep.labels import Classes, PixelBox, Problem
@@ -19,12 +19,12 @@ from recipe.schema import CLASS_NAMES, UserError
 class ReadOptions:
     """How a folder is to be read, beyond what it says itself."""
 
-    rename: Mapping[str, str] = field(default_factory=dict)  # --map: pedestrian -> person
-    drop: tuple[str, ...] = ()  # names of classes, * for all others
-    labelled: tuple[tuple[str, str], ...] = ()  # ("MOT*", "person"): of these images only persons were annotated
+    rename: Sequence[tuple[str, str]] = ()  # ("pedestrian", "person")
+    drop: Sequence[str] = ()  # names of classes, * for all others
+    labelled: Sequence[tuple[str, str]] = ()  # ("MOT*", "person"): there only persons were annotated
     val_fraction: float = 0.0
     seed: int = 0
-    polygons: bool = False  # whether a polygon becomes the box around it
+    polygons: Literal["refuse", "boxes"] = "refuse"
 
 
 AS_WRITTEN = ReadOptions()
@@ -88,7 +88,7 @@ def class_ids(names: Any, path: Path, options: ReadOptions) -> Classes:
     if not found:
         raise UserError(f"{path} needs `names: [{', '.join(CLASS_NAMES)}]`, a list or one name for each class id")
     known: dict[str, int | None] = {name: number for number, name in enumerate(CLASS_NAMES)}
-    known |= {name.lower(): CLASS_NAMES.index(ours) for name, ours in options.rename.items()}
+    known |= {name.lower(): CLASS_NAMES.index(ours) for name, ours in options.rename}
     known |= {name: None for name in found.values() if name in map(str.lower, options.drop)}
     if "*" in options.drop:
         known = dict.fromkeys(found.values()) | known
@@ -98,7 +98,7 @@ def class_ids(names: Any, path: Path, options: ReadOptions) -> Classes:
             f"{path} names the classes {there}; allowed are {' and '.join(CLASS_NAMES)}, each once, in any order: "
             "for others, `--map NAME=person`, `--drop NAME`, or `--drop '*'` for all of them"
         )
-    for name in (*options.rename, *options.drop):
+    for name in (*dict(options.rename), *options.drop):
         if name != "*" and name.lower() not in found.values():
             raise UserError(f"--map or --drop {name}: {path} names only {there}")
     return {number: known[name] for number, name in found.items()}

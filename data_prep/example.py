@@ -44,7 +44,7 @@ def read_example(folder: Folder, entry: Entry) -> Example:
         reason = getattr(error, "strerror", None) or str(error)
         refusal = Problem(printable(entry.image), 0, rule, "refused", printable(reason))
     if entry.boxes is None:
-        labels = read_labels(text, label, folder.classes, width, height, polygons=folder.options.polygons)
+        labels = read_labels(text, label, folder.classes, width, height, polygons=folder.options.polygons == "boxes")
     else:
         boxes = np.array(entry.boxes, np.float64).reshape(-1, 6)
         labels = cut_boxes(boxes, [entry.line] * len(boxes), len(boxes), [], label, width, height)

@@ -38,11 +38,7 @@ def inspect(
     """
     folder = open_folder(yolo_dir, options)
     if json_file:
-        try:
-            json_file.touch()  # before minutes of reading, not after
-        except OSError as error:
-            reason = f"{error.strerror}; give --json a file in a folder that exists"
-            raise UserError(f"cannot write {json_file}: {reason}") from error
+        _write_text(json_file, "")  # before minutes of reading, not after
     problems: list[Problem] = []
     tallies: dict[str, Tally] = {}
     seen: list[Seen] = []
@@ -60,9 +56,17 @@ def inspect(
     advice = [*warnings, *leaks(seen), *recommended_settings(tallies["train"])]
     if json_file:
         report = {"splits": counts, "advice": advice, "problems": [problem._asdict() for problem in problems]}
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _write_text(json_file, json.dumps(report, indent=2) + "\n")
     _print(yolo_dir, counts, parts, advice, problems)
     return int(any(problem.action == "refused" for problem in problems))
+
+
+def _write_text(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = f"{error.strerror}; give --json a file in a folder that exists, on a disk with room"
+        raise UserError(f"cannot write {file}: {reason}") from error
 
 
 def _read(entries: list[Entry], folder: Folder, split: str) -> tuple[Tally, list[Problem], list[Seen]]:

@@ -40,9 +40,7 @@ class Shard:
 class WrittenShard(NamedTuple):
     """What became of a shard's images. Its problems lie beside it, as DIR/NAME.csv."""
 
-    images: int
-    bytes: int
-    sha256: str
+    file: dict[str, Any]  # its line in manifest.json: name, images, bytes, sha256
     tally: Tally
     refused: list[Problem]  # the first of them
 
@@ -99,7 +97,8 @@ def write_shard(shard: Shard, folder: Folder, out: Path) -> WrittenShard:
             writer.write_table(pa.Table.from_pylist(rows, schema))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return WrittenShard(pq.read_metadata(path).num_rows, path.stat().st_size, digest, tally, refused)
+    images, size = pq.read_metadata(path).num_rows, path.stat().st_size
+    return WrittenShard({"name": shard.name, "images": images, "bytes": size, "sha256": digest}, tally, refused)
 
 
 def _row(image_id: int, example: Example) -> dict[str, Any]:

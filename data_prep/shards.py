@@ -46,11 +46,13 @@ def pack(
     on_bad: OnBad = "fail",
     workers: int = 2,
     shard_size: int = SHARD_SIZE,
+    repo_id: str | None = None,
 ) -> dict[str, Any]:
     """Write DIR/data/*.parquet, README.md, problems.csv and manifest.json, and return the manifest.
 
     With `on_bad="skip"` a refused line costs that line and a refused image all its boxes, both listed in problems.csv.
     Then, as always, images in = images packed + images left out, and boxes in = boxes packed + boxes dropped.
+    `repo_id` is the Hub repo that the card names.
 
     Raises:
         UserError: what `open_folder` refuses; an output folder that holds something else or cannot be written;
@@ -59,7 +61,7 @@ def pack(
     folder = open_folder(yolo_dir, options)
     with _new_dataset(out) as new:
         manifest = _write(folder, new, on_bad, workers, shard_size)
-        write_dataset_card(new, manifest)
+        write_dataset_card(new, manifest, repo_id)
         (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if (out / "manifest.json").exists():
             log.info("the dataset that was packed to %s before is replaced", out)
@@ -85,9 +87,7 @@ def _write(folder: Folder, new: Path, on_bad: OnBad, workers: int, shard_size: i
             rows.writerows(split.problems)
         for shard, written in zip(shards, in_processes(work, shards, workers, "packing"), strict=True):
             tallies[shard.split] += written.tally
-            files[shard.split].append(
-                {"name": shard.name, "images": written.images, "bytes": written.bytes, "sha256": written.sha256}
-            )
+            files[shard.split].append(written.file)
             refused += written.refused[: SHOWN - len(refused)]
             problems = new / "data" / f"{shard.name}.csv"
             with problems.open(encoding="utf-8") as part:
@@ -103,16 +103,11 @@ def _write(folder: Folder, new: Path, on_bad: OnBad, workers: int, shard_size: i
 
 
 def _refusal(folder: Folder, refused: list[Problem], tallies: dict[str, Tally]) -> str:
-    counts = Counter[str]()
-    for tally in tallies.values():
-        counts += Counter(
-            {rule.removeprefix("refused: "): n for rule, n in tally.problems.items() if "refused" in rule}
-        )
-    rules = ", ".join(f"{n} {rule}" for rule, n in counts.most_common())
-    message = f"{counts.total()} lines or images of {folder.root} cannot be packed ({rules}); nothing was written. "
-    return "\n".join(
-        [f"{message}Correct them, or leave them out with `--on-bad skip`:", *refused_lines(refused, counts.total())]
-    )
+    problems = sum((tally.problems for tally in tallies.values()), Counter[str]())
+    counts = {key.removeprefix("refused: "): n for key, n in problems.most_common() if key.startswith("refused: ")}
+    rules, total = ", ".join(f"{n} {rule}" for rule, n in counts.items()), sum(counts.values())
+    message = f"{total} lines or images of {folder.root} cannot be packed ({rules}); nothing was written. "
+    return "\n".join([f"{message}Correct them, or use `--on-bad skip`:", *refused_lines(refused, total)])
 
 
 def _check_conservation(name: str, counts: dict[str, Any], entries: int) -> None:
@@ -127,7 +122,7 @@ def _check_conservation(name: str, counts: dict[str, Any], entries: int) -> None
 
 @contextlib.contextmanager
 def _new_dataset(out: Path) -> Iterator[Path]:
-    """OUT/.pack/new, empty and ours alone; nothing of it stays, however this ends."""
+    """OUT/.pack/new, empty and ours alone; OUT is as it was where the dataset is not accepted."""
     work, existed = out / ".pack", out.exists()
     try:
         if existed and not out.is_dir():
@@ -149,7 +144,9 @@ def _new_dataset(out: Path) -> Iterator[Path]:
             try:
                 yield work / "new"
             finally:
-                shutil.rmtree(work, ignore_errors=True)
+                shutil.rmtree(work / "new", ignore_errors=True)
+                if os.listdir(out) == [".pack"] or (out / "manifest.json").exists():
+                    shutil.rmtree(work, ignore_errors=True)  # else it tells that OUT is ours, without a manifest yet
                 if not existed:
                     with contextlib.suppress(OSError):  # it holds the dataset
                         out.rmdir()

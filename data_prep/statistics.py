@@ -15,7 +15,6 @@ from recipe.data.geometry import Geometry
 from recipe.schema import CLASS_NAMES
 
 QUERIES = Config.num_queries
-MAX_DETECTIONS = (100, 300)  # COCO's cap per class and image, and the wider one that is reported beside it
 SIDES = (8, 16, 32)  # px, bounds for sqrt(area) after the training resize
 
 
@@ -61,54 +60,40 @@ class Tally:
         area = labels.bbox_xywh[people, 2:].prod(axis=1) * (resized_height * resized_width / (height * width))
         self.sides.update(zip(category.tolist(), np.sqrt(area).astype(int).tolist(), strict=True))
 
+    def boxes_per_image(self) -> np.ndarray:  # [images]
+        return np.repeat([sum(counts) for counts in self.crowds], list(self.crowds.values())).astype(int)
+
     def split_counts(self) -> dict[str, Any]:
         """In and out by rule, and what a trainer needs to know, as plain numbers; shares between 0 and 1."""
-        rows = np.array(list(self.crowds), np.int64).reshape(-1, len(CLASS_NAMES))
-        found = crowding(np.repeat(rows, list(self.crowds.values()), axis=0))
+        boxes = self.boxes_per_image()
+        per_class = [sum(counts[k] * n for counts, n in self.crowds.items()) for k in range(len(CLASS_NAMES))]
         return {
             "images_in": self.images_in,
             "images_left_out": self.images_left_out,
+            "images": len(boxes),
             "portrait": self.portrait,
+            "images_without_boxes": int((boxes == 0).sum()),
+            "images_beyond_queries": int((boxes > QUERIES).sum()),
             "boxes_in": self.boxes_in,
-            "ignored_regions": self.ignored_regions,
             "boxes_dropped": dict(sorted(self.dropped.items())),
-            "problems": dict(sorted(self.problems.items())),
-            **found,
-            "box_sizes": {
-                name: {f"below_{bound}_px": _share(self._boxes_below(number, bound), boxes) for bound in SIDES}
-                for number, (name, boxes) in enumerate(found["boxes_per_class"].items())
+            "ignored_regions": self.ignored_regions,
+            "boxes": int(boxes.sum()),
+            "boxes_beyond_queries": int(np.maximum(boxes - QUERIES, 0).sum()),
+            "boxes_per_class": dict(zip(CLASS_NAMES, per_class, strict=True)),
+            "boxes_per_image": {
+                "mean": round(float(boxes.mean()), 2) if len(boxes) else 0.0,
+                "p95": float(np.percentile(boxes, 95)) if len(boxes) else 0.0,
+                "max": int(boxes.max(initial=0)),
             },
+            "box_sizes": {
+                name: {f"below_{bound}_px": self._share_below(k, bound, max(per_class[k], 1)) for bound in SIDES}
+                for k, name in enumerate(CLASS_NAMES)
+            },
+            "problems": dict(sorted(self.problems.items())),
         }
 
-    def _boxes_below(self, number: int, bound: int) -> int:
-        return sum(boxes for (category, side), boxes in self.sides.items() if category == number and side < bound)
-
-
-def crowding(counts: np.ndarray) -> dict[str, Any]:
-    """How crowded the images are, and what the query count and maxDets cost. `counts`: boxes, [images, classes]."""
-    total = counts.sum(axis=1)  # [images]
-    beyond = {"queries": _beyond(total[:, None], QUERIES)}
-    return {
-        "images": len(total),
-        "boxes": int(total.sum()),
-        "boxes_per_class": {name: int(counts[:, i].sum()) for i, name in enumerate(CLASS_NAMES)},
-        "images_without_boxes": int((total == 0).sum()),
-        "boxes_per_image": {
-            "mean": round(float(total.mean()), 2) if len(total) else 0.0,
-            "p95": float(np.percentile(total, 95)) if len(total) else 0.0,
-            "max": int(total.max(initial=0)),
-        },
-        "beyond": beyond | {f"max_detections_{cap}": _beyond(counts, cap) for cap in MAX_DETECTIONS},
-        "recall_ceiling": _share(np.minimum(total, QUERIES).sum(), total.sum(), empty=1.0),
-    }
-
-
-def _beyond(counts: np.ndarray, cap: int) -> dict[str, int]:
-    return {"images": int((counts > cap).any(axis=1).sum()), "boxes": int(np.maximum(counts - cap, 0).sum())}
-
-
-def _share(part: int, total: int, empty: float = 0.0) -> float:
-    return round(float(part / total), 4) if total else empty
+    def _share_below(self, category: int, bound: int, boxes: int) -> float:
+        return round(sum(n for (k, side), n in self.sides.items() if k == category and side < bound) / boxes, 4)
 
 
 def counts_table(splits: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -117,23 +102,19 @@ def counts_table(splits: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return [("", *splits), *((label, *(column[label] for column in columns)) for label in columns[0])]
 
 
-def _column(s: dict[str, Any]) -> dict[str, str]:
-    per_image, queries = s["boxes_per_image"], s["beyond"]["queries"]
+def _column(counts: dict[str, Any]) -> dict[str, str]:
+    per_image, per_class = counts["boxes_per_image"], counts["boxes_per_class"]
     lines = {
-        "images": f"{s['images']:,}",
-        "landscape or square / portrait": f"{s['images'] - s['portrait']:,} / {s['portrait']:,}",
-        "images without any box": f"{s['images_without_boxes']:,}",
-        "boxes": f"{s['boxes']:,}",
-        " / ".join(s["boxes_per_class"]): " / ".join(f"{count:,}" for count in s["boxes_per_class"].values()),
+        "images": f"{counts['images']:,}",
+        "landscape or square / portrait": f"{counts['images'] - counts['portrait']:,} / {counts['portrait']:,}",
+        "images without any box": f"{counts['images_without_boxes']:,}",
+        "boxes": f"{counts['boxes']:,}",
+        " / ".join(per_class): " / ".join(f"{count:,}" for count in per_class.values()),
+        "ignored regions": f"{counts['ignored_regions']:,}",
         "boxes per image: mean, 95 %, max": f"{per_image['mean']:.1f}, {per_image['p95']:.0f}, {per_image['max']:,}",
-        "ignored regions": f"{s['ignored_regions']:,}",
+        f"images with more boxes than {QUERIES} queries": f"{counts['images_beyond_queries']:,}",
+        "boxes that no query is left for": f"{counts['boxes_beyond_queries']:,}",
     }
-    for name, shares in s["box_sizes"].items():
+    for name, shares in counts["box_sizes"].items():
         lines[f"{name} boxes below {', '.join(map(str, SIDES))} px"] = ", ".join(f"{x:.1%}" for x in shares.values())
-    lines[f"images with more boxes than {QUERIES} queries"] = f"{queries['images']:,}"
-    lines["boxes that no query is left for"] = f"{queries['boxes']:,}"
-    lines["so recall can reach at most"] = f"{s['recall_ceiling']:.2%}"
-    for cap in MAX_DETECTIONS:
-        found = s["beyond"][f"max_detections_{cap}"]
-        lines[f"images, boxes beyond COCO's maxDets {cap} per class"] = f"{found['images']:,}, {found['boxes']:,}"
     return lines

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.job import JobRequest, ask, find_jobs, say, show_retries, start_once
+from jobs.job import ask, find_jobs, say, show_retries, start_once
 from jobs.preflight import find_machine, hourly
+from jobs.request import JobRequest
 from recipe.config import DEADLINE_EXIT
 from recipe.schema import UserError
 

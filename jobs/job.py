@@ -1,4 +1,4 @@
-"""A training as a job on HF Jobs: what is asked for, started once, followed to its end.
+"""A training as a job on HF Jobs: started once, followed to its end.
 
 start_once(api, request)   ->  the job, even where the answer to the request was lost
 follow(api, job)           ->  the job as it ended, its log printed on the way
@@ -6,25 +6,23 @@ follow(api, job)           ->  the job as it ended, its log printed on the way
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
+    from jobs.request import JobRequest
+
 PROJECT = {"project": "recipe"}  # the label by which our jobs are found
-RUNNING, ENDED = ("SCHEDULING", "RUNNING"), ("COMPLETED", "ERROR", "CANCELED", "DELETED")
-REQUEST = "RECIPE_JOB"  # the variable in which a job carries its own request, to start its successor from
+ENDED = ("COMPLETED", "ERROR", "CANCELED", "DELETED")
 PATIENCE = 600.0  # seconds of passing failures before a question is given up
 POLL = 1.0  # between two looks at a job
 LAST_TRIES = 10  # to read the log of a job that has ended: its exit code is known by then
@@ -32,72 +30,9 @@ TIMEOUT_EXIT, CANCELED_EXIT = 124, 143  # as `timeout` and a terminated shell ha
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class JobRequest:
-    """What HF Jobs is asked for: every argument of `run_job`, in a form that JSON keeps.
-
-    labels: `chain` is common to the jobs of one training; with `link`, 1 for its first job, it names this job alone
-    secrets: name -> value; the values go to the Hub and nowhere else
-    """
-
-    namespace: str
-    image: str
-    command: list[str]
-    flavor: str
-    timeout: int  # seconds
-    env: dict[str, str]
-    secrets: dict[str, str]
-    labels: dict[str, str]
-    attempts: int = 1
-    volumes: list[dict[str, Any]] = field(default_factory=list)  # each as `Volume.to_dict` has it
-    ssh: bool = False
-    resource_group_id: str | None = None
-
-    def to_json(self, indent: int | None = None) -> str:
-        """All of it, but only the names of the secrets: what a dry run prints, and what the job carries."""
-        return json.dumps(asdict(self) | {"secrets": list(self.secrets)}, indent=indent)
-
-    @classmethod
-    def of_this_job(cls) -> JobRequest:
-        """The request by which the job that we are in was started."""
-        found = json.loads(os.environ[REQUEST])
-        return cls(**found | {"secrets": {name: os.environ[name] for name in found["secrets"]}})
-
-    def send(self, api: HfApi) -> JobInfo:
-        """Start the job; the client does not repeat this request."""
-        from huggingface_hub import Volume
-
-        env, volumes = self.env | {REQUEST: self.to_json()}, [Volume(**volume) for volume in self.volumes]
-        return api.run_job(**asdict(self) | {"env": env, "volumes": volumes})
-
-
-def parse_volume(text: str) -> dict[str, Any]:
-    """A volume such as hf://buckets/USER/NAME:/data or hf://datasets/USER/NAME:/data:ro, as the Hub is to be told.
-
-    Raises:
-        UserError: it is written in another way.
-    """
-    from huggingface_hub import Volume
-    from huggingface_hub.utils import parse_hf_mount
-
-    try:
-        mount = parse_hf_mount(text)
-    except ValueError as error:
-        raise UserError(f"--volume {text}: {error}") from error
-    return Volume(
-        type=mount.source.type,
-        source=mount.source.id,
-        revision=mount.source.revision,
-        path=mount.source.path_in_repo or None,
-        mount_path=mount.mount_path,
-        read_only=mount.read_only,
-    ).to_dict()
-
-
 def find_jobs(api: HfApi, namespace: str, **labels: str) -> list[JobInfo]:
     """Our jobs with these labels, newest first."""
-    call = partial(api.list_jobs, namespace=namespace, labels=PROJECT | labels)
-    return ask("looking for jobs", lambda: list(call()))
+    return ask("looking for jobs", lambda: list(api.list_jobs(namespace=namespace, labels=PROJECT | labels)))
 
 
 def start_once(api: HfApi, request: JobRequest) -> JobInfo:

@@ -11,41 +11,25 @@ command resumes. Standard library only until there is something to ask the Hub.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.chain import MAX_JOBS
-from jobs.job import (
-    ENDED,
-    PROJECT,
-    JobRequest,
-    ask,
-    exit_code,
-    find_jobs,
-    follow,
-    parse_volume,
-    say,
-    show_retries,
-    start_once,
-)
-from jobs.plan import hours, schedule
+from jobs.job import ENDED, ask, exit_code, find_jobs, follow, say, show_retries, start_once
+from jobs.plan import hours
 from jobs.preflight import Findings, check
+from jobs.request import JobRequest, make_request
 from recipe.config import DEADLINE_EXIT
 from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
-    from recipe.arguments import Arguments
-
 DETACHED_EXIT = 130  # as a shell has it after Ctrl-C
-TRY_SECONDS = 20 * 60
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -110,30 +94,18 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     args = parse(training, on_gpu=True)  # whatever this machine has
     if args.hub_token is not None:
         raise UserError("--hub_token: a job's command can be read by others; the job gets your token as a secret")
-    own = job_settings(options, args)
     from huggingface_hub import HfApi
 
     from recipe.hub import short_timeouts
 
-    api = HfApi()
+    api, token = HfApi(), own_token()
     with short_timeouts():
         found = check(api, options, args)
-    labels = {**PROJECT, "name": found.model.split("/")[-1], "chain": uuid.uuid4().hex[:16], "link": "1"}
-    if options.try_:
-        command, seconds = try_command(args, found), TRY_SECONDS
-    else:
-        timeout, max_hours = schedule(options, args, found)
-        command, seconds = train_command(options, training, found, max_hours), round(timeout * 3600)
-        labels["model"] = model_label(found.model)
-    own["secrets"] |= {"TRACKIO_WRITE_TOKEN": found.write_token} if found.write_token else {}
-    own["env"] |= {"TRACKIO_SERVER_URL": found.server} if found.server else {}
-    request = JobRequest(
-        namespace=found.namespace, image=found.image, command=command, timeout=seconds, labels=labels, **own
-    )
+    request = make_request(options, training, args, found, token)
     if options.dry_run:
         print(request.to_json(indent=2))
         return 0
-    job = None if options.try_ else job_at_work(api, found)
+    job = job_at_work(api, request)
     if job is not None:
         say(f"note: {job.id} trains {found.model} already; no other is started")
     job = job or start_once(api, request)
@@ -150,61 +122,11 @@ def own_token() -> str:
     return token
 
 
-def job_settings(options: argparse.Namespace, args: Arguments) -> dict[str, Any]:
-    """What of the job stands on the command line as it is: fields of `JobRequest`.
-
-    Raises:
-        UserError: a variable without its value, or a volume that cannot be read.
-    """
-    secrets = {"HF_TOKEN": own_token()}
-    for name in options.secret:
-        if name not in os.environ:
-            raise UserError(f"--secret {name}: not set here; `export {name}=...` first, its value is not printed")
-        secrets[name] = os.environ[name]
-    if wrong := [pair for pair in options.env if "=" not in pair]:
-        raise UserError(f"--env {wrong[0]}: give NAME=VALUE; `--secret NAME` takes the value from this machine")
-    volumes = list(options.volume)
-    if options.bucket:  # the same folder in the bucket as in the image, which works in /
-        folder = args.output_dir.strip("/")
-        volumes.append(f"hf://buckets/{options.bucket}/{folder}:/{folder}")
-    return {
-        "flavor": options.flavor,
-        "attempts": options.attempts,
-        "env": dict(pair.split("=", 1) for pair in options.env),
-        "secrets": secrets,
-        "volumes": [parse_volume(text) for text in volumes],
-        "ssh": options.ssh,
-        "resource_group_id": options.resource_group_id,
-    }
-
-
-def train_command(options: argparse.Namespace, training: list[str], found: Findings, max_hours: float) -> list[str]:
-    """The user's flags, and those that every job needs; with --until-done as one job of a chain."""
-    command = ["recipe", "train", *training]
-    command += ["--max_hours", f"{max_hours:.3f}", "--hub_model_id", found.model, "--push_to_hub"]
-    if found.space is not None:
-        command += ["--trackio_space_id", found.space]
-    if not options.until_done:
-        return command
-    limits = ["--max_cost", f"{options.max_cost:g}"] if options.max_cost is not None else []
-    chain = ["python", "-m", "jobs.chain", "--model", found.model, "--max_jobs", str(options.max_jobs)]
-    return [*chain, *limits, "--", *command]
-
-
-def try_command(args: Arguments, found: Findings) -> list[str]:
-    """What shows within minutes that image, driver and token are right, how fast a step is, and that training runs."""
-    doctor = ["recipe", "doctor", "--pace", "--backbone", args.backbone, "--hub_model_id", found.model]
-    return ["sh", "-c", f"{shlex.join(doctor)} && recipe train --preset pilot --report_to none"]
-
-
-def model_label(model: str) -> str:
-    """USER/NAME as a label may be."""
-    return model.replace("/", "--")
-
-
-def job_at_work(api: HfApi, found: Findings) -> JobInfo | None:
+def job_at_work(api: HfApi, request: JobRequest) -> JobInfo | None:
     """The job that trains this model now: a second one would push to the same repo, and be paid too."""
-    jobs = find_jobs(api, found.namespace, model=model_label(found.model))
+    if "model" not in request.labels:
+        return None
+    jobs = find_jobs(api, request.namespace, model=request.labels["model"])
     return next((job for job in jobs if job.status.stage not in ENDED), None)
 
 

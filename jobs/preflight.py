@@ -103,6 +103,7 @@ def check_dataset(api: HfApi, args: Arguments) -> dict[str, int]:
 
     from recipe.hub import is_repo_id
 
+    assert args.data is not None
     publish = "publish it with `python -m data_prep pack YOLO_DIR --out DIR --repo-id USER/NAME`"
     if not is_repo_id(args.data):
         raise UserError(f"--data {args.data}: a job sees no folder of this machine; {publish}")
@@ -138,8 +139,8 @@ def check_earlier_run(api: HfApi, model: str, args: Arguments, machine: JobHardw
     Raises:
         UserError: the repo holds something else, a run with other settings, or one that is not to be resumed.
     """
-    from recipe.training.push import RunRepo
     from recipe.training.run import fixed_settings
+    from recipe.training.run_repo import RunRepo
 
     if not api.repo_exists(model):  # to open it would make it
         return None

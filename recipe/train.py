@@ -86,11 +86,11 @@ def train(args: Arguments) -> int:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("error: %s", error)
         return DIVERGED_EXIT
     if deadline.reason is not None:
         if trainer.is_world_process_zero():
-            print(f"stopped: {deadline.reason}; the same command resumes from {last_checkpoint(folder)}")
+            logger.warning("stopped: %s; the same command resumes from %s", deadline.reason, last_checkpoint(folder))
         if repo is not None:
             report_unpushed(repo.unpushed(folder), folder)
         return DEADLINE_EXIT

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
 
 from recipe import doctor
 from recipe.cli import main
-from recipe.model.detector import tiny_backbone
-from recipe.pace import Pace, describe, peak_tflops
+from recipe.model.backbone import tiny_backbone
+from recipe.pace import MS_PER_IMAGE, START_HOURS, Pace, computed_rate, cost_table, pace_in_words
+from recipe.record import RunRecord
 from recipe.training import logs as tracking
 
 WORKSTATION = "1 x NVIDIA RTX 4000 SFF Ada Generation, 20 GiB"
@@ -23,34 +23,42 @@ def test_hours_count_every_epochs_training_and_evaluation():
     assert PACE.record()["hours_total"] == 5.5
 
 
-def test_another_gpu_is_estimated_by_the_ratio_of_the_peaks_and_an_unknown_one_not_at_all():
-    there = PACE.on("1 x A10G")
-    assert there.images_per_second == pytest.approx(2.0 * 70 / 76.7)
-    assert PACE.on("2 x A10G").images_per_second == pytest.approx(2.0 * 140 / 76.7)
+def test_another_gpu_is_estimated_by_the_ratio_of_computed_times_and_an_unknown_one_not_at_all():
+    """By their peaks an A10G (70 TFLOPS) would be slower than a card of 70 W (76.7)."""
+    assert PACE.on("1 x A10G").images_per_second == pytest.approx(2.0 * 257 / 213)
+    assert PACE.on("2 x A10G").images_per_second == pytest.approx(2.0 * 2 * 257 / 213)
     assert PACE.on("1 x Z9000") is None
     assert Pace(2.0, "CPU (2 cores)", 1, 1, 1).on("1 x A10G") is None
 
 
 def test_the_name_of_a_gpu_is_not_taken_for_that_of_its_neighbour():
-    assert peak_tflops("1 x NVIDIA L4, 22 GiB") == 121
-    assert peak_tflops("1 x NVIDIA L40S, 44 GiB") == 362
-    assert peak_tflops("1 x NVIDIA A100-SXM4-80GB, 80 GiB") == 312
-    assert peak_tflops("1 x NVIDIA A10, 22 GiB") is None  # faster than its variant A10G
+    assert computed_rate("1 x NVIDIA L4, 22 GiB") == 1000 / MS_PER_IMAGE["L4"]
+    assert computed_rate("1 x NVIDIA L40S, 44 GiB") == 1000 / MS_PER_IMAGE["L40S"]
+    assert computed_rate("1 x NVIDIA A100-SXM4-80GB, 80 GiB") == 1000 / MS_PER_IMAGE["A100"]
+    assert computed_rate("1 x NVIDIA A10, 22 GiB") is None  # faster than its variant A10G
+
+
+def test_costs_are_listed_cheapest_first_with_the_start_of_the_job_and_without_unknown_machines():
+    machines = {"slow": ("1 x A10G", 1.0), "cheap": ("1 x L4", 0.1), "fast": ("1 x H100", 9.0), "cpu": ("CPU", 0.01)}
+    lines = cost_table(PACE, machines).splitlines()
+    assert [line.split()[0] for line in lines] == ["cheap", "slow", "fast"]
+    hours = 5.5 * 213 / 257 + START_HOURS
+    assert lines[1].split()[-4:] == [f"{hours:.1f}", "h", "$", f"{hours:.2f}"]
 
 
 def test_what_is_printed_says_that_elsewhere_is_an_estimate_and_from_what():
-    words = describe(PACE, "python jobs/launch.py --flavor a10g-large")
+    words = pace_in_words(PACE, "python jobs/launch.py --flavor a10g-large")
     assert "2.00 images/s on 1 x NVIDIA RTX 4000 SFF" in words
     assert "5.5 h for all 10 epochs" in words
-    assert "about 6.0 h on a10g-large, estimated by the peak bf16 TFLOPS of both (70 / 76.7)" in words
+    assert "about 4.6 h on a10g-large, an estimate by the images/s computed for both (4.7 / 3.9)" in words
     assert words.endswith("python jobs/launch.py --flavor a10g-large")
-    assert "a10g-large" not in describe(Pace(2.0, "CPU (2 cores)", 1, 1, 1), "a10g-large")
+    assert "a10g-large" not in pace_in_words(Pace(2.0, "CPU (2 cores)", 1, 1, 1), "a10g-large")
 
 
 def test_the_command_for_a_job_names_no_folder_of_this_machine(tmp_path):
     """The launcher refuses one, as no job could see it."""
     flags = f"--pace-from {tmp_path} -- --data {tmp_path} --backbone=facebook/dinov3 --detr-init={tmp_path} --seed 1"
-    words = describe(PACE, f"python jobs/launch.py {flags}")
+    words = pace_in_words(PACE, f"python jobs/launch.py {flags}")
     there = "--data USER/NAME --backbone facebook/dinov3 --detr-init USER/NAME --seed 1"
     assert words.endswith(f"python jobs/launch.py --pace-from {tmp_path} -- {there}")
 
@@ -58,7 +66,7 @@ def test_the_command_for_a_job_names_no_folder_of_this_machine(tmp_path):
 def test_warm_up_evaluations_and_checkpoints_are_not_counted(monkeypatch, tmp_path):
     clock = [0.0]
     monkeypatch.setattr(tracking.time, "perf_counter", lambda: clock[0])
-    (tmp_path / "run.json").write_text("{}")
+    RunRecord("run", "1", "2026", settings={}, fixed_settings={}, dataset={}).write(tmp_path)
     log = tracking.PaceLog(train_images=3600, validation_images=360, command="")
     args = SimpleNamespace(
         per_device_train_batch_size=2, gradient_accumulation_steps=4, world_size=1, output_dir=str(tmp_path)
@@ -70,7 +78,7 @@ def test_warm_up_evaluations_and_checkpoints_are_not_counted(monkeypatch, tmp_pa
             clock[0] += 1000.0
             log.on_evaluate(args, state, None)
         log.on_step_end(args, state, None, train_dataloader=range(1799))
-    pace = Pace.read(tmp_path)
+    pace = Pace.read(RunRecord.read(tmp_path).pace)
     assert pace.images_per_second == pytest.approx(2.0)
     assert (pace.train_images, pace.validation_images, pace.epochs) == (3600, 360, 10)
 
@@ -82,15 +90,16 @@ def test_a_training_writes_its_pace_where_the_launcher_reads_it(tiny_flags, tmp_
     monkeypatch.setattr(tracking.PaceLog, "STEPS", 3)
     folder = tmp_path / "run"
     assert main(["train", *tiny_flags, "--output_dir", str(folder), *flags]) == 0
-    pace = Pace.read(folder)
+    record = RunRecord.read(folder)
+    pace = Pace.read(record.pace)
     assert pace.images_per_second > 0
     assert (pace.train_images, pace.validation_images, pace.epochs) == (8, 4, epochs)
-    assert json.loads((folder / "run.json").read_text())["identity"]  # and nothing of the record is lost
+    assert record.fixed_settings  # and nothing of the record is lost
 
 
-def test_a_folder_without_a_pace_says_when_one_is_written(tmp_path):
-    with pytest.raises(ValueError, match="after its first 50 steps"):
-        Pace.read(tmp_path)
+def test_a_run_without_a_pace_has_none():
+    assert Pace.read(None) is None
+    assert Pace.read(PACE.record()) == PACE
 
 
 def test_the_doctor_measures_the_training_step():

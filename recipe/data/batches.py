@@ -129,8 +129,9 @@ def worker_init(worker: int) -> None:
 
 
 @atexit.register
-def _end_hung_workers() -> None:
-    """After torch has closed the loaders, and before multiprocessing waits for who is left: it would wait for ever."""
+def _end_workers() -> None:
+    """torch leaves an open loader's workers to multiprocessing, which sends a SIGTERM that they ignore, and waits."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would print a traceback for each
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

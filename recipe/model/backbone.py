@@ -31,7 +31,7 @@ UNREADABLE = (OSError, ValueError, httpx2.HTTPError, SafetensorError)
 
 
 class FrozenBackbone(DINOv3ViTBackbone):
-    """DINOv3 as a fixed function: always in eval mode, without gradients, keeping only the map that DETR reads.
+    """DINOv3 as a fixed function: always in eval mode, without gradients, keeping only the maps that are read.
 
     Closes two traps: in train mode DINOv3 rescales its RoPE coordinates at random, and Trainer calls `model.train()`
     at every step; and the stock forward keeps one hidden state per layer and normalises each. The tensors and their
@@ -53,7 +53,10 @@ class FrozenBackbone(DINOv3ViTBackbone):
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor, **_: Any) -> DINOv3ViTBackboneOutput:
-        """pixel_values [batch, 3, height, width], normalised -> one map [batch, channels, height / 16, width / 16]."""
+        """pixel_values [batch, 3, height, width], normalised -> maps [batch, channels, height / 16, width / 16].
+
+        One for each of the config's `out_indices`; without any, that of the last layer.
+        """
         height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         prefix = 1 + self.config.num_register_tokens
         with torch.autocast(pixel_values.device.type, enabled=False):  # autocast would cast every weight at every step
@@ -64,11 +67,13 @@ class FrozenBackbone(DINOv3ViTBackbone):
             cos = pad(cos, (0, 0, prefix, 0), value=1.0)[:, None, None]  # [tokens, 1, 1, head]
             sin = pad(sin[:, : sin.shape[1] // 2], (0, 0, prefix, 0))[:, None, None]  # [tokens, 1, 1, head / 2]
             no_bias = hidden.new_zeros(hidden.shape[-1])
-            for layer in self.model.layer:
+            maps = []
+            for number, layer in enumerate(self.model.layer, start=1):
                 hidden = self.run_layer(layer, hidden, cos, sin, no_bias)
-            patches = self.norm(hidden)[:, prefix:]
-        feature_map = patches.transpose(1, 2).reshape(len(patches), -1, height, width).contiguous()
-        return DINOv3ViTBackboneOutput(feature_maps=(feature_map,))
+                if number in self.config.out_indices:
+                    patches = self.norm(hidden)[:, prefix:].transpose(1, 2)
+                    maps.append(patches.reshape(*patches.shape[:2], height, width).contiguous())
+        return DINOv3ViTBackboneOutput(feature_maps=tuple(maps))
 
 
 def run_layer(layer: DINOv3ViTLayer, hidden: Tensor, cos: Tensor, sin: Tensor, no_bias: Tensor) -> Tensor:

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
-from transformers import DetrConfig, DetrForObjectDetection, DINOv3ViTConfig, YolosImageProcessor
+from transformers import (
+    DetrConfig,
+    DetrForObjectDetection,
+    DINOv3ViTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    YolosImageProcessor,
+)
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.detr.modeling_detr import DetrDecoderOutput, DetrEncoderLayer, DetrObjectDetectionOutput
 
@@ -23,6 +30,39 @@ from recipe.model.backbone import FrozenBackbone, load_backbone
 from recipe.model.initialisation import initialise, start_from_coco
 from recipe.model.loss import Labels, detection_loss
 from recipe.schema import CLASS_NAMES, UserError
+
+
+class FrozenDetector(PreTrainedModel):
+    """What the detectors share: they build themselves over a `FrozenBackbone`, and load every tensor or none."""
+
+    accepts_loss_kwargs = True  # Trainer then hands over num_items_in_batch
+
+    def __init__(self, config: PretrainedConfig, backbone: FrozenBackbone | None = None) -> None:
+        frozen: DINOv3ViTConfig = config.backbone_config
+        # transformers draws a random backbone: a layer a map here, as the 300 M weights of ViT-L would take 8 seconds.
+        maps = len(frozen.out_indices)
+        config.backbone_config = DINOv3ViTConfig(
+            hidden_size=frozen.hidden_size,
+            num_attention_heads=frozen.num_attention_heads,
+            num_hidden_layers=maps,
+            out_indices=list(range(1, maps + 1)),
+        )
+        super().__init__(config)
+        config.backbone_config = frozen
+        self.model.backbone.model = backbone or FrozenBackbone(frozen)
+
+    @classmethod
+    def from_pretrained(cls, *where: Any, **options: Any) -> FrozenDetector:
+        """As in transformers, but frozen, and every tensor or an error.
+
+        Raises:
+            UserError: a tensor is missing from the checkpoint or has another shape.
+        """
+        model, report = super().from_pretrained(*where, **options, output_loading_info=True)
+        lost = sorted(set(report["missing_keys"]) | {str(key) for key in report["mismatched_keys"]})
+        if lost:
+            raise UserError(f"{where[0]}: {len(lost)} tensors are missing from the checkpoint, the first {lost[:3]}")
+        return freeze(model)
 
 
 class EncoderLayer(DetrEncoderLayer):
@@ -41,7 +81,7 @@ class EncoderLayer(DetrEncoderLayer):
         return self.final_layer_norm(hidden_states + self.mlp(hidden_states))
 
 
-class Detector(DetrForObjectDetection):
+class Detector(FrozenDetector, DetrForObjectDetection):
     """DETR (Carion et al. 2020) over a frozen DINOv3, for images of one size without padding.
 
     Same tensors, names and outputs as `DetrForObjectDetection`. Different: the backbone is a fixed function, the heads
@@ -50,31 +90,9 @@ class Detector(DetrForObjectDetection):
     would read normed states and the last be normed twice, where DETR norms copies.
     """
 
-    accepts_loss_kwargs = True  # Trainer then hands over num_items_in_batch
-
     def __init__(self, config: DetrConfig, backbone: FrozenBackbone | None = None) -> None:
-        frozen: DINOv3ViTConfig = config.backbone_config
-        # transformers draws a random backbone: one layer here, as the 300 M weights of ViT-L would take 8 seconds.
-        config.backbone_config = DINOv3ViTConfig(
-            hidden_size=frozen.hidden_size, num_attention_heads=frozen.num_attention_heads, num_hidden_layers=1
-        )
-        super().__init__(config)
-        config.backbone_config = frozen
-        self.model.backbone.model = backbone or FrozenBackbone(frozen)
+        super().__init__(config, backbone)
         self.model.encoder.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-
-    @classmethod
-    def from_pretrained(cls, *where: Any, **options: Any) -> Detector:
-        """As in transformers, but frozen, and every tensor or an error.
-
-        Raises:
-            UserError: a tensor is missing from the checkpoint or has another shape.
-        """
-        model, report = super().from_pretrained(*where, **options, output_loading_info=True)
-        lost = sorted(set(report["missing_keys"]) | {str(key) for key in report["mismatched_keys"]})
-        if lost:
-            raise UserError(f"{where[0]}: {len(lost)} tensors are missing from the checkpoint, the first {lost[:3]}")
-        return freeze(model)
 
     def forward(
         self,
@@ -162,19 +180,15 @@ def detr_config(config: Config, backbone: DINOv3ViTConfig) -> DetrConfig:
     )
 
 
-def freeze(model: Detector, dtype: torch.dtype = torch.float32) -> Detector:
+def freeze(model: FrozenDetector, dtype: torch.dtype = torch.float32) -> FrozenDetector:
     """The backbone in `dtype` and without gradients, which loading weights gives it back; the rest stays as it is."""
     backbone = model.model.backbone.model
-    for part in (
-        backbone.embeddings,
-        backbone.model,
-        backbone.norm,
-    ):  # RoPE's frequencies stay fp32, as in the library
+    for part in (backbone.embeddings, backbone.model, backbone.norm):  # not RoPE, whose frequencies stay fp32
         part.to(dtype).requires_grad_(False)
     return model
 
 
-def compile_backbone(model: Detector) -> None:
+def compile_backbone(model: FrozenDetector) -> None:
     """Compile the frozen layers, 88 % of a step's arithmetic; the loss waits for the matcher on the CPU anyway.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -83,6 +84,7 @@ def start(tmp_path: Path, *words: str) -> tuple[subprocess.Popen, list[int]]:
         [sys.executable, "-c", SCRIPT, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         process_group=0,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(tmp_path / "tmp")},
@@ -119,6 +121,7 @@ def test_workers_outlive_signals_to_the_group_and_end_with_the_main_process(tmp_
     assert not ended(workers, 0.1)
     tell(process)
     assert process.wait(30) == 0
+    assert "Traceback" not in process.stderr.read()
     assert ended(workers, 1)
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -134,9 +137,23 @@ def test_workers_end_when_the_main_process_is_killed(tmp_path, word):
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_worker_that_hangs_does_not_keep_the_main_process_from_its_end(tmp_path):
-    """It ignores SIGTERM, by which multiprocessing would end it and then wait for it for ever."""
-    process, workers = start(tmp_path, "hang")
+@pytest.mark.parametrize("word", ["", "hang"])
+def test_an_open_loader_does_not_keep_the_main_process_from_its_end(tmp_path, word):
+    """Its workers ignore SIGTERM, by which multiprocessing would end them and then wait for them for ever."""
+    process, workers = start(tmp_path, word)
+    time.sleep(0.5)
     tell(process)
-    assert process.wait(60) == 0
+    assert process.wait(30) == 0
+    assert "Traceback" not in process.stderr.read()
     assert ended(workers, 1)
+
+
+def test_a_closed_loader_ends_its_workers_at_once():
+    loader = DataLoader(Crowd(), batch_size=1, collate_fn=collate, num_workers=2, worker_init_fn=worker_init)
+    batches = iter(loader)
+    next(batches)
+    workers = [child.pid for child in multiprocessing.active_children()]
+    start = time.monotonic()
+    del batches
+    assert ended(workers, 1)
+    assert time.monotonic() - start < 4  # torch waits 5 seconds for one that does not end by itself

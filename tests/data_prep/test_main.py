@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
-import numpy as np
 import pytest
 from yolo_folder import picture, write_folder
 
@@ -16,7 +16,7 @@ from data_prep.__main__ import byte_count, main
 from data_prep.entries import Entry
 from data_prep.example import Example
 from data_prep.labels import read_labels
-from data_prep.statistics import Tally, crowding
+from data_prep.statistics import Tally
 
 HEAVY = ("numpy", "pyarrow", "datasets", "torch", "cv2", "PIL", "rich", "yaml", "pandas")
 
@@ -167,16 +167,14 @@ def test_sizes_are_read_as_people_write_them(text, expected):
     assert byte_count(text) == expected
 
 
-def test_crowding_counts_what_queries_and_max_detections_cannot_hold():
-    counts = np.array([[0, 0], [150, 20], [250, 150], [310, 0]])  # boxes, [images, classes]
-    found = crowding(counts)
+def test_boxes_beyond_the_queries_are_counted():
+    found = Tally(crowds=Counter({(0, 0): 1, (150, 20): 1, (250, 150): 1, (310, 0): 1})).split_counts()
+    assert found["images"] == 4
     assert found["boxes"] == 880
+    assert found["boxes_per_class"] == {"person": 710, "head": 170}
     assert found["images_without_boxes"] == 1
     assert found["boxes_per_image"]["max"] == 400
-    assert found["beyond"]["queries"] == {"images": 2, "boxes": 110}
-    assert found["beyond"]["max_detections_100"] == {"images": 3, "boxes": 50 + 150 + 50 + 210}
-    assert found["beyond"]["max_detections_300"] == {"images": 1, "boxes": 10}
-    assert found["recall_ceiling"] == pytest.approx(770 / 880, abs=1e-4)
+    assert (found["images_beyond_queries"], found["boxes_beyond_queries"]) == (2, 110)
 
 
 def test_box_sizes_are_measured_after_the_training_resize():

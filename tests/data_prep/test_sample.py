@@ -32,8 +32,8 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def test_the_same_seed_draws_the_same_bytes_and_another_seed_does_not(sample, tmp_path):
-    make_sample(tmp_path / "again", 8, 8, seed=3)
-    assert contents(tmp_path / "again") == contents(sample)
+    make_sample(tmp_path / "again", 8, 1, seed=3)
+    assert contents(tmp_path / "again").items() <= contents(sample).items()
     make_sample(tmp_path / "other", 1, 1, seed=4)
     name = "images/train/train_00000.jpg"
     assert contents(tmp_path / "other")[name] != contents(sample)[name]

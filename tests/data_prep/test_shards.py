@@ -253,6 +253,28 @@ def test_after_ctrl_c_no_process_goes_on_and_nothing_is_left(tmp_path, slow_pack
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pack_that_was_cut_off_while_it_moved_its_files_is_begun_again(tmp_path, monkeypatch):
+    """The manifest comes last: without it OUT is incomplete, and still ours."""
+    write_folder(tmp_path / "in", crowd(3))
+    pack(tmp_path / "in", tmp_path / "fresh")
+    move = Path.replace
+
+    def cut_off(self, target):
+        if target.name == "problems.csv":
+            raise KeyboardInterrupt
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", cut_off)
+    for before in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            pack(tmp_path / "in", tmp_path / "out")
+        assert not (tmp_path / "out/manifest.json").exists(), before
+    monkeypatch.undo()
+    pack(tmp_path / "in", tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
+    assert not (tmp_path / "out/.pack").exists()
+
+
 def test_two_packs_into_one_folder_are_kept_apart(tmp_path, slow_pack):
     write_folder(tmp_path / "other", crowd(2))
     with pytest.raises(UserError, match="another pack"):

@@ -190,6 +190,15 @@ def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(form, mon
         image_size(picture(form=form))
 
 
+@pytest.mark.parametrize("form", ["EPS", "GIF", "PPM", "ICO", "PDF"])
+def test_no_other_decoder_is_started(form):
+    """Pillow goes by the bytes, not the name: an EPS named x.jpg would start Ghostscript."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, form)
+    with pytest.raises(ValueError, match="not an image in the formats JPEG, PNG"):
+        image_size(buffer.getvalue())
+
+
 def test_a_jpeg_of_a_billion_pixels_is_refused():
     data = picture()
     start = data.index(b"\xff\xc0") + 5

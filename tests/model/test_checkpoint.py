@@ -110,7 +110,7 @@ def test_another_kind_of_model_is_one_line_and_not_another_library_to_install(tm
     """The first is facebook/detr-resnet-50's shape; DETR's own config turns the others into it: all asked for timm."""
     (tmp_path / "config.json").write_text(json.dumps(found))
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=f"{words}, this recipe's are detr with backbone dinov3_vit"):
+    with pytest.raises(UserError, match=f"{words}, this recipe's are detr or deformable_detr with backbone dinov3"):
         load_detector(tmp_path)
 
 

@@ -1,0 +1,123 @@
+"""The second detector: plain to reload, every tensor learns, and four layers of the backbone are really read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_detector import images, save, small_config, targets
+from torchvision.ops import box_convert
+from transformers import AutoModelForObjectDetection, DeformableDetrForObjectDetection
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTBackboneOutput
+
+from recipe.model.checkpoint import load_detector, load_processor, load_weights
+from recipe.model.deformable import DeformableDetector, build_deformable
+from recipe.model.loss import LOSSES
+
+
+@pytest.fixture
+def deformable():
+    torch.manual_seed(0)
+    found = build_deformable(small_config(), class_prior=[0.2, 0.1, 0.7])
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():  # no zeroed layers, heads that differ
+            if not name.startswith("model.backbone"):
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    return found
+
+
+def test_plain_transformers_computes_the_very_function_that_was_trained(deformable, tmp_path):
+    plain = AutoModelForObjectDetection.from_pretrained(save(deformable, tmp_path / "checkpoint")).eval()
+    assert type(plain) is DeformableDetrForObjectDetection
+    assert plain.config.tie_word_embeddings is False  # the library's default makes the heads of all layers one
+    plain.model.backbone.model = deformable.model.backbone.model
+    with torch.no_grad():
+        expected, found = plain(images()), deformable.eval()(images(), labels=targets([2, 1]))
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.pred_boxes, expected.pred_boxes)
+
+
+def test_it_comes_back_with_every_tensor_and_the_same_outputs(deformable, tmp_path):
+    folder = save(deformable, tmp_path / "checkpoint")
+    loaded, restored = load_detector(folder), build_deformable(small_config())
+    load_weights(restored, folder)
+    assert type(loaded) is DeformableDetector
+    for found in (loaded.eval(), restored.eval()):
+        with torch.no_grad():
+            assert torch.equal(found(images()).pred_boxes, deformable.eval()(images()).pred_boxes)
+        assert not any(p.requires_grad for p in found.model.backbone.parameters())
+
+
+def test_every_tensor_gets_a_gradient_and_every_layer_its_loss(deformable):
+    """Bites with the library's own decoder heads: it detaches what they refine, so they would never learn."""
+    deformable.train()
+    output = deformable(images(), labels=targets([3, 1]))
+    output.loss.backward()
+    without = [
+        name for name, p in deformable.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
+    assert not without
+    assert output.loss_dict.keys() == {*LOSSES, *(f"{name}_0" for name in LOSSES)}
+
+
+def test_each_level_reads_its_own_layer_of_the_backbone(deformable):
+    """DETR ignores all maps but the last, to the digit; here each of them counts."""
+    backbone = deformable.model.backbone.model
+    assert backbone.config.out_indices == [1, 2, 3]
+    maps = backbone(images()).feature_maps
+    with torch.no_grad():
+        stock = type(backbone).__base__.forward(backbone, images()).feature_maps
+        for found, expected in zip(maps, stock, strict=True):
+            torch.testing.assert_close(found, expected)
+        before = deformable.eval()(images()).pred_boxes
+        for level in range(3):
+            changed = list(maps)
+            changed[level] = changed[level] + torch.randn_like(changed[level])
+            handle = backbone.register_forward_hook(
+                lambda *_, maps=changed: DINOv3ViTBackboneOutput(feature_maps=tuple(maps))
+            )
+            assert not torch.equal(deformable(images()).pred_boxes, before)
+            handle.remove()
+
+
+def test_it_starts_as_the_original_does_with_small_boxes_at_its_reference_points():
+    torch.manual_seed(0)
+    built = build_deformable(small_config(num_queries=100), class_prior=[0.2, 0.1, 0.7]).eval()
+    with torch.no_grad():
+        found = built(images())
+    torch.testing.assert_close(found.pred_boxes[..., 2:], torch.tensor(-2.0).sigmoid().expand(2, 100, 2))
+    assert found.pred_boxes[..., :2].std() > 0.1  # spread over the image
+    shares = built.class_embed[0].bias.softmax(0)
+    torch.testing.assert_close(shares[0] / shares[1], torch.tensor(2.0))
+
+
+def test_boxes_are_fp32_under_bf16_autocast_and_the_processor_returns_all_queries(deformable, tmp_path):
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        outputs = deformable.eval()(images())
+    assert outputs.pred_boxes.dtype == outputs.logits.dtype == torch.float32
+    assert not torch.equal(outputs.pred_boxes, outputs.pred_boxes.bfloat16().float())
+    processor = load_processor(save(deformable, tmp_path / "checkpoint"))
+    found = processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=[(64, 96)] * 2)
+    assert [len(image["boxes"]) for image in found] == [12, 12]
+    assert set(found[0]["labels"].tolist()) <= {0, 1}
+
+
+def test_it_learns_boxes_by_heart():
+    torch.manual_seed(0)
+    model = build_deformable(small_config(dropout=0.0), class_prior=[0.1, 0.1, 0.8]).train()
+    labels, pixels = targets([1, 2, 1], seed=3), torch.zeros(3, 3, 64, 96)
+    for image, label in zip(pixels, labels, strict=True):
+        corners = box_convert(label["boxes"], "cxcywh", "xyxy") * torch.tensor([96, 64] * 2)
+        for kind, (left, top, right, bottom) in zip(
+            label["class_labels"], corners.int().clamp(0).tolist(), strict=True
+        ):
+            image[kind, top:bottom, left:right] = 2.0
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    losses = []
+    for _ in range(80):
+        loss = model(pixels, labels=labels).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert losses[-1] < 0.3 * losses[0]
