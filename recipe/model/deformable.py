@@ -114,19 +114,18 @@ def build_deformable(config: Config, class_prior: Sequence[float] | None = None)
 
 @torch.no_grad()
 def _initialise(model: DeformableDetector, class_prior: Sequence[float] | None) -> None:
-    """The original's: xavier, zero shifts of the boxes, sides of a third; sampling offsets are the library's."""
-    detr = model.model
-    for name, module in [
-        *detr.encoder.named_modules(),
-        *detr.decoder.named_modules(),
-        *detr.input_proj.named_modules(),
-    ]:
-        if isinstance(module, nn.Linear | nn.Conv2d) and not name.endswith(("sampling_offsets", "attention_weights")):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+    """The original's: xavier, boxes unshifted, sides of an eighth; sampling offsets are the library's."""
+    detr: Any = model.model
+    for part in (detr.encoder, detr.decoder, detr.input_proj):
+        for name, module in part.named_modules():
+            kept = name.endswith(("sampling_offsets", "attention_weights"))
+            for parameter in module.parameters() if isinstance(module, nn.Linear | nn.Conv2d) and not kept else ():
+                (nn.init.xavier_uniform_ if parameter.dim() > 1 else nn.init.zeros_)(parameter)
     nn.init.normal_(detr.query_position_embeddings.weight)
     boxes: Any = model.bbox_embed
     for head in boxes:
+        for layer in head.layers[:-1]:
+            layer.reset_parameters()
         for parameter in head.layers[-1].parameters():
             nn.init.zeros_(parameter)
     boxes[0].layers[-1].bias[2:] = -2.0

@@ -86,6 +86,11 @@ def test_it_starts_as_the_original_does_with_small_boxes_at_its_reference_points
         found = built(images())
     torch.testing.assert_close(found.pred_boxes[..., 2:], torch.tensor(-2.0).sigmoid().expand(2, 100, 2))
     assert found.pred_boxes[..., :2].std() > 0.1  # spread over the image
+    attention = built.model.encoder.layers[0].self_attn
+    assert attention.sampling_offsets.bias.any()  # in a ring around the point, and no weight yet
+    assert not attention.sampling_offsets.weight.any()
+    assert attention.value_proj.weight.std() > 0.1
+    assert built.model.input_proj[0][1].weight.all()
     shares = built.class_embed[0].bias.softmax(0)
     torch.testing.assert_close(shares[0] / shares[1], torch.tensor(2.0))
 
