@@ -226,11 +226,11 @@ def did_you_mean(words: Sequence[str]) -> str:
     return "".join(f". Did you mean {hint[0]} by {word}?" for word, hint in close.items() if hint)
 
 
-def train_parser() -> argparse.ArgumentParser:
+def train_parser(command: str = "train") -> argparse.ArgumentParser:
     """The recipe's own flags as argparse knows them, built from `Config`."""
     parser = argparse.ArgumentParser(
-        prog="recipe train",
-        usage="recipe train [--preset pilot] --data DIR_OR_REPO [--output_dir DIR] [--FLAG VALUE ...]",
+        prog=f"recipe {command}",
+        usage=f"recipe {command} [--preset pilot] --data DIR_OR_REPO [--output_dir DIR] [--FLAG VALUE ...]",
         description="Train a DETR over a frozen DINOv3 on a packed dataset.",
         epilog="Every flag of transformers' TrainingArguments works too (--learning_rate 5e-5, --push_to_hub ...). "
         "Replaced defaults: " + ", ".join(f"{name} {value}" for name, value in TRAINING.items()),
