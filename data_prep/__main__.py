@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # As the flags of `recipe`, each may be written with underscores too.
     args = parser().parse_args([re.sub(r"^--[\w-]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv])
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # folders' names need not be UTF-8
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return {"sample": _sample, "inspect": _inspect, "pack": _pack}[args.command](args)

@@ -67,7 +67,10 @@ def _open_yolo(yolo_dir: Path, options: ReadOptions) -> Folder:
         path, names = class_list, read_file(class_list, YAML_BYTES).decode("utf-8-sig", errors="replace")
         config = {"train": ".", "names": names.split("\n")[: names.rstrip().count("\n") + 1]}
     else:
-        raise UserError(f"{yolo_dir} holds no data.yaml: `python -m data_prep sample OUT` writes an example")
+        raise UserError(
+            f"{yolo_dir} holds no data.yaml: `python -m data_prep sample OUT` writes an example "
+            "(CrowdHuman's annotation_train.odgt, COCO's instances_train*.json or classes.txt are read too)"
+        )
     root = yolo_dir / str(config.get("path") or "")
     root = root if os.path.isdir(root) else yolo_dir  # `path` often names the machine that made the dataset
     classes = class_ids(config.get("names"), path, options)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from data_prep.advice import Seen, annotated_parts, leaks, recommended_settings
@@ -84,27 +85,29 @@ def _read(entries: list[Entry], folder: Folder, split: str) -> tuple[Tally, list
 def _print(
     yolo_dir: Path, counts: dict[str, Any], parts: list[tuple[str, ...]], advice: list[str], problems: list[Problem]
 ) -> None:
-    console = Console(width=None if Console().is_terminal else 119, highlight=False, markup=False, soft_wrap=True)
+    console = Console(width=None if Console().is_terminal else 119)
     edges = f"{Config.shortest_edge}, at most {Config.longest_edge} px"
     size_note = f"box sizes: sqrt(area) after the training resize to {edges}"
-    for (header, *rows), caption in ((counts_table(counts), size_note), (parts, "what was annotated where")):
-        shown = Table(*header, caption=caption)
-        for row in rows:
-            shown.add_row(*map(printable, row))
-        console.print(shown)
+    with console.capture() as tables:
+        for (header, *rows), caption in ((counts_table(counts), size_note), (parts, "what was annotated where")):
+            table = Table(*header, caption=caption)
+            for row in rows:
+                table.add_row(*(escape(printable(cell)) for cell in row))
+            console.print(table)
+    print(tables.get(), end="")
     for (action, rule), count in sorted(Counter((problem.action, problem.rule) for problem in problems).items()):
-        console.print(f"{action:8} {rule}: {count:,}")
+        print(f"{action:8} {rule}: {count:,}")
     for name, boxes in counts["train"]["boxes_per_class"].items():
         if not boxes:
-            console.print(f"note: no {name} box in train: this class cannot be learned")
+            print(f"note: no {name} box in train: this class cannot be learned")
     for line in advice:
-        console.print(printable(line))
+        print(printable(line))
     refused = [problem for problem in problems if problem.action == "refused"]
     for line in refused_lines(refused, len(refused)):
-        console.print(line)
+        print(line)
     command = f"python -m data_prep pack {yolo_dir} --out OUT"
     if refused:
         correct = "correct what is listed, or leave it out with"
-        console.print(f"`pack` would refuse this folder: {correct} `{command} --on-bad skip`")
+        print(f"`pack` would refuse this folder: {correct} `{command} --on-bad skip`")
     else:
-        console.print(f"`pack` accepts this folder; next: {command}")
+        print(f"`pack` accepts this folder; next: {command}")

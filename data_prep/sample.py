@@ -81,13 +81,12 @@ def draw_crowd(rng: np.random.Generator, width: int, height: int, people: int) -
         foot = rng.uniform(0, size[0]), horizon + tall / steep
         drawn.append((_draw_thing if number in things else _draw_person)(draw, rng, *foot, tall))
     boxes, hidden = [], np.zeros(size[::-1], bool)
-    for number, two in reversed(list(enumerate(drawn))):  # the near ones first; body and head, or crown and post
-        body, head = np.clip(two, 0, np.tile(size, 2))
-        areas = [np.s_[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] for x1, y1, x2, y2 in (body, head)]
-        body_seen, head_seen = (1 - hidden[area].mean() for area in areas)
-        if number not in things and max(body_seen, head_seen) > 0.25:
-            boxes.append([0, *np.minimum(body, head)[:2], *np.maximum(body, head)[2:]])
-            boxes += [[1, *head]] if head_seen > 0.25 else []
+    for number, two in reversed(list(enumerate(drawn))):  # the near ones first; person and head, or crown and post
+        two = np.clip(two, 0, np.tile(size, 2))
+        areas = [np.s_[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] for x1, y1, x2, y2 in two]
+        seen = [1 - hidden[area].mean() for area in areas]
+        if number not in things:
+            boxes += [[category, *two[category]] for category in (0, 1) if max(seen[category:]) > 0.25]
         for area in areas:
             hidden[area] = True
     noise = rng.normal(0, rng.uniform(2, 6), (height, width, 1))
@@ -123,7 +122,7 @@ def _draw_thing(draw: ImageDraw.ImageDraw, rng: np.random.Generator, x: float, y
 
 
 def _draw_person(draw: ImageDraw.ImageDraw, rng: np.random.Generator, x: float, y: float, tall: float) -> np.ndarray:
-    """A person who stands at x, y. Returns body and head [2, 4] xyxy."""
+    """A person who stands at x, y. Returns person and head [2, 4] xyxy."""
 
     def at(*points: float) -> list[float]:  # x, y, x, y ... as shares of the height, up from the foot
         return (np.array([x, y] * (len(points) // 2)) + np.resize([tall, -tall], len(points)) * points).tolist()
@@ -139,7 +138,7 @@ def _draw_person(draw: ImageDraw.ImageDraw, rng: np.random.Generator, x: float, 
     draw.ellipse(at(-0.06, 1, 0.06, 0.85), skin)
     hair = (180, 360) if rng.random() < 0.6 else (0, 360)  # degrees: from the front, or from behind
     draw.chord(at(-0.06, 1, 0.06, 0.86), *hair, _colour(rng, 20, 90, grey=True))
-    return np.array([at(-reach - 0.025, 0.85, reach + 0.025, 0), at(-0.06, 1, 0.06, 0.85)])
+    return np.array([at(-reach - 0.025, 1, reach + 0.025, 0), at(-0.06, 1, 0.06, 0.85)])
 
 
 def _colour(rng: np.random.Generator, low: int, high: int, grey: bool = False) -> tuple[int, ...]:

@@ -15,12 +15,14 @@ from jobs.image import check_image
 from jobs.job import ask, say
 from recipe.config import PILOT_CPU
 from recipe.record import RunRecord
-from recipe.schema import SPLITS, UserError
+from recipe.schema import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo
 
     from recipe.arguments import Arguments
+
+NEEDED = ("train", "validation")  # splits
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,12 @@ def check_dataset(api: HfApi, args: Arguments) -> dict[str, int]:
     except RepositoryNotFoundError as error:
         raise UserError(f"--data {args.data}: no such dataset, or this token may not read it; {publish}") from error
     names = [file.rfilename for file in info.siblings or ()]
-    for split in SPLITS.values():
+    for split in NEEDED:
         if not any(name.startswith(f"data/{split}-") and name.endswith(".parquet") for name in names):
             raise UserError(f"--data {args.data}: holds no data/{split}-*.parquet; {publish}")
     card = info.card_data.to_dict() if info.card_data else {}
     splits = (card.get("dataset_info") or {}).get("splits") or ()
-    return dict.fromkeys(SPLITS.values(), 0) | {split["name"]: split["num_examples"] for split in splits}
+    return dict.fromkeys(NEEDED, 0) | {split["name"]: split["num_examples"] for split in splits}
 
 
 def check_pretrained(flag: str, repo_id: str) -> str:

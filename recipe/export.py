@@ -2,7 +2,7 @@
 
     recipe export outputs/run --out crowd.onnx
 
-In and out are described in `metadata`, which the file carries too.
+What goes in and comes out is said in `metadata`, which the file carries; pixels are normalised inside.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def export(options: argparse.Namespace) -> int:
     exported = ExportedDetector(model, processor).eval()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as unchecked:
         file = Path(unchecked) / options.out.name
-        write_onnx(exported, file, metadata(model, processor, options.checkpoint))
+        write_onnx(exported, file, metadata(model, processor))
         difference = compare(file, model, processor)
         for part in Path(unchecked).iterdir():  # beyond 2 GB the weights have a file of their own
             part.replace(folder / part.name)
@@ -71,20 +71,19 @@ class ExportedDetector(nn.Module):
         return outputs.logits, outputs.pred_boxes
 
 
-def metadata(model: Detector, processor: BaseImageProcessor, checkpoint: str) -> dict[str, str]:
+def metadata(model: Detector, processor: BaseImageProcessor) -> dict[str, str]:
     """What a user of the file has to know, as ONNX keeps it: text."""
     shortest, longest = processor.size["shortest_edge"], processor.size["longest_edge"]
     return {
-        "images": f"uint8 [batch, 3, height, width] RGB, sides multiples of {PATCH} from {2 * PATCH}; normalised inside",
+        "images": f"uint8 [batch, 3, height, width] RGB, sides multiples of {PATCH} from {2 * PATCH}, as decoded",
         "logits": "float32 [batch, queries, classes + 1]; scores are the softmax without the last class, no object",
         "pred_boxes": "float32 [batch, queries, 4]: center x, center y, width, height as shares of the image",
-        "resize": f"bilinear, antialiased: shortest side {shortest} unless the longest would pass {longest}, then each "
-        f"side down to a multiple of {PATCH}",
+        "resize": f"bilinear, antialiased: shortest side {shortest} unless the longest would pass {longest}, then "
+        f"each side down to a multiple of {PATCH}",
         "shortest_edge": str(shortest),
         "longest_edge": str(longest),
         "classes": json.dumps(CLASS_NAMES),
         "thresholds": json.dumps(dict(zip(CLASS_NAMES, class_thresholds(model, None), strict=True))),
-        "checkpoint": checkpoint,
         "version": describe(),
     }
 
@@ -101,6 +100,7 @@ def write_onnx(exported: ExportedDetector, file: Path, metadata: dict[str, str])
         dynamo=True,
         verbose=False,
     )
+    assert program is not None  # as only the older exporter's is
     program.model.metadata_props.update(metadata)
     program.save(file)
 

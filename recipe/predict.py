@@ -22,11 +22,13 @@ from itertools import islice
 from typing import TypeVar
 
 import cv2
+import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from recipe.model.checkpoint import load_detector, load_processor
 from recipe.prediction.files import File, dataset_ids, find_files, printable, read_image
-from recipe.prediction.predictor import Image, Predictor, batches_of_one_size
+from recipe.prediction.predictor import Image, Predictor, batches_of_one_size, class_thresholds
 from recipe.prediction.results import Results, as_coco, label_name, new_file
 from recipe.prediction.video import Video, VideoWriter
 from recipe.report.draw import draw_boxes
@@ -52,11 +54,9 @@ def predict(options: argparse.Namespace) -> int:
     if "yolo" in options.save:
         check_label_names(images)
     ids = dataset_ids(options.data, images) if options.data else range(len(images))
-    predictor = Predictor.load(
-        options.checkpoint, options.revision, options.threshold,
-        tile=options.tile, overlap=options.overlap, batch_size=options.batch_size,
-    )  # fmt: skip
-    results = Results(writable(options.out, "--out"))
+    out = writable(options.out, "--out")
+    predictor = load_predictor(options)
+    results = Results(out)
     predict_images(predictor, list(zip(ids, images, strict=True)), results, options.save)
     for number, file in enumerate((file for file in files if file.is_video), max(ids, default=-1) + 1):
         try:
@@ -65,12 +65,22 @@ def predict(options: argparse.Namespace) -> int:
             results.add_failed(file.path, error)
     results.close("coco" in options.save)
     if results.failed:
-        print(f"{results.failed} of {len(files)} files failed: {options.out / 'failed.csv'}")
+        print(f"{results.failed} of {len(files)} files failed: {out / 'failed.csv'}")
     if not results.images:
         raise UserError(f"none of the {len(files)} files could be read")
     shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(CLASS_NAMES, predictor.thresholds, strict=True))
-    print(f"{results.boxes} boxes in {results.images} images (thresholds: {shown})\nresults    {options.out}")
+    print(f"{results.boxes} boxes in {results.images} images and frames (thresholds: {shown})")
+    print(f"results    {out}")
     return 1 if results.failed else 0
+
+
+def load_predictor(options: argparse.Namespace) -> Predictor:
+    """The checkpoint, on the GPU where there is one."""
+    gpu = torch.cuda.is_available()
+    model = load_detector(options.checkpoint, options.revision, bf16=gpu).to("cuda" if gpu else "cpu").eval()
+    processor = load_processor(options.checkpoint, options.revision)
+    thresholds = class_thresholds(model, options.threshold)
+    return Predictor(model, processor, thresholds, options.tile, options.overlap, options.batch_size)
 
 
 def predict_images(

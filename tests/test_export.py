@@ -59,7 +59,7 @@ def test_its_metadata_says_how_to_use_it(exported):
     assert json.loads(found["thresholds"]) == {"person": 0.31, "head": 0.27}
     assert json.loads(found["classes"]) == ["person", "head"]
     assert (found["shortest_edge"], found["longest_edge"]) == ("64", "96")
-    assert "normalised inside" in found["images"]
+    assert "uint8" in found["images"]
 
 
 def test_one_that_differs_from_pytorch_is_not_there(file, tmp_path, monkeypatch):

@@ -6,18 +6,23 @@ import json
 import logging
 import os
 from argparse import Namespace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import packed
 import pytest
 import torch
+from loopback.hub import LoopbackHub
 from packed import encoded, photograph
+from pycocotools.coco import COCO
 from small_detector import save, small_config
 from transformers import pipeline
 
 from recipe.model.detector import build_detector
 from recipe.predict import predict
+from recipe.prediction.files import File, dataset_ids, find_files
+from recipe.prediction.results import label_name
 from recipe.schema import UserError
 
 
@@ -75,6 +80,10 @@ def test_scores_are_written_as_they_are_and_coco_reads_the_results(checkpoint, p
     assert images == [{"id": 0, "file_name": str(photos / "fine.png"), "height": 60, "width": 90}]
     assert results == [{"image_id": 0} | each for each in rows(tmp_path / "out")[0]["detections"]]
     assert len(results) == 12
+    targets = COCO()
+    targets.dataset = {"images": images, "categories": [{"id": 0}, {"id": 1}], "annotations": []}
+    targets.createIndex()
+    assert len(targets.loadRes(results).getAnnIds(imgIds=[0])) == 12
     assert all(np.float32(each["score"]) == each["score"] for each in results)
 
 
@@ -103,6 +112,31 @@ def test_label_files_are_yolos(checkpoint, photos, tmp_path):
     assert min(cx - w / 2, cy - h / 2) >= -1e-6
     assert max(cx + w / 2, cy + h / 2) <= 1 + 1e-6
     assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_the_ids_of_a_hub_dataset_are_read_without_its_images(tmp_path, monkeypatch):
+    folder = packed.write(tmp_path / "packed", [packed.row(40 + number, 60, 90) for number in range(3)])
+    with LoopbackHub(tmp_path / "hub", {"hf_alice": {"name": "alice", "role": "write"}}) as hub:
+        api = hub.serve(monkeypatch, "hf_alice")
+        api.create_repo("alice/crowd", repo_type="dataset")
+        api.upload_folder(repo_id="alice/crowd", repo_type="dataset", folder_path=folder)
+        assert dataset_ids("alice/crowd", [File(Path("deep/41.jpg"), "41.jpg")]) == [41]
+        with pytest.raises(UserError, match=r"--data alice/none: .*not found"):
+            dataset_ids("alice/none", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("a.jpg", "a.txt"),
+        ("train/images/a.b.jpg", "train/labels/a.b.txt"),
+        ("images/deep/a.JPG", "labels/deep/a.txt"),
+        ("images/images/a.png", "images/labels/a.txt"),
+        ("my_images/a.png", "my_images/a.txt"),
+    ],
+)
+def test_a_label_file_is_where_yolos_readers_look_for_it(name, label):
+    assert label_name(File(Path(name), name)) == label
 
 
 def test_two_images_with_one_label_file_are_refused_before_anything_is_read(photos, tmp_path):
@@ -150,8 +184,11 @@ def test_a_video_that_is_none_or_ends_early_is_listed(checkpoint, photos, tmp_pa
     (photos / "cut.avi").write_bytes(data[: len(data) // 2])
     (photos / "junk.mp4").write_bytes(b"junk" * 1000)
     (photos / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:10,\n{tmp_path / 'long.avi'}\n#EXT-X-ENDLIST\n")
+    (photos / "other.mp4").write_bytes((photos / "fine.png").read_bytes())  # FFmpeg opens these, unless told not to
     assert run(checkpoint, photos, out=tmp_path / "out") == 1
-    assert failed(tmp_path / "out") == [str(photos / name) for name in ("cut.avi", "junk.mp4", "list.mp4")]
+    assert failed(tmp_path / "out") == [
+        str(photos / name) for name in ("cut.avi", "junk.mp4", "list.mp4", "other.mp4")
+    ]
 
 
 def test_an_image_not_larger_than_a_tile_is_predicted_as_without_tiles(checkpoint, photos, tmp_path):
@@ -165,6 +202,20 @@ def test_a_large_image_is_predicted_in_tiles(checkpoint, photos, tmp_path):
     assert run(checkpoint, photos, out=tmp_path / "out", tile=(64, 96)) == 0
     (found,) = rows(tmp_path / "out")
     assert len(found["detections"]) > 12
+
+
+def test_images_are_read_from_under_out_but_not_from_out_itself(photos):
+    assert find_files([str(photos)], photos.parent) == [File(photos / "fine.png", "fine.png")]
+    with pytest.raises(UserError, match=rf"--out {photos}: holds the images.*`--out {photos}/predictions`"):
+        find_files([str(photos)], photos)
+
+
+def test_a_path_that_is_not_there_or_holds_no_images_is_said(photos, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        find_files([str(photos), "nowhere"], tmp_path)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(UserError, match=r"no images in .*notes; read are \.jpg, .*\.mkv"):
+        find_files([str(tmp_path / "notes")], tmp_path / "out")
 
 
 def test_a_second_run_does_not_predict_the_drawings_of_the_first(checkpoint, photos):
@@ -248,15 +299,18 @@ def test_what_was_predicted_before_a_run_ended_is_there(checkpoint, photos, tmp_
     (photos / "a.png").write_bytes((photos / "fine.png").read_bytes())
     (photos / "b.png").write_bytes((photos / "fine.png").read_bytes())
 
+    there = []
+
     def read(path):
         if path.name == "b.png":
+            there.extend(rows(tmp_path / "out"))  # as a kill that gives no time for anything would leave it
             raise KeyboardInterrupt
         return photograph(60, 90)
 
     monkeypatch.setattr("recipe.predict.read_image", read)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, photos, out=tmp_path / "out", batch_size=1)
-    assert [row["file_name"] for row in rows(tmp_path / "out")] == [str(photos / "a.png")]
+    assert [row["file_name"] for row in there] == [str(photos / "a.png")]
 
 
 def test_a_log_gets_plain_lines_on_progress(checkpoint, photos, tmp_path, monkeypatch, caplog):

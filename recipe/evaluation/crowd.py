@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from recipe.evaluation.matching import ImageBoxes, Matches, match, pairwise_iou
+from recipe.evaluation.ranking import Ranked
 
 ABOVE_HALF = np.nextafter(0.5, 1)
 FPPI_POINTS = (0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1.0000)  # the toolkit's rounding
@@ -36,20 +37,22 @@ def match_crowd(image: ImageBoxes, num_classes: int) -> tuple[Matches, np.ndarra
     return match(iou, crowd, ~crowd[None], np.array([ABOVE_HALF])), ratios
 
 
-def log_average_miss_rate(hits: np.ndarray, false: np.ndarray, targets: int, images: int) -> float:
+def log_average_miss_rate(ranked: Ranked) -> float:
     """MR-2: the geometric mean of the miss rate at nine counts of false positives per image from 0.01 to 1.
 
     Dollar et al., "Pedestrian Detection: An Evaluation of the State of the Art", PAMI 2012, with CrowdHuman's reading
     of the curve: the first point at or beyond each count, the last point where the curve ends before. As in Dollar's
-    code a miss rate is at least 1e-10, so that one perfect point does not make the mean zero. Lower is better.
-    `hits` and `false` are [D] counts of right and of false detections up to each one, best score first; `images`
-    counts empty ones too; -1 without targets.
+    code a miss rate is at least 1e-10, so that one perfect point does not make the mean zero. Lower is better. Empty
+    images count, too; -1 without targets.
     """
+    targets, times = ranked.count_targets(), ranked.times[ranked.image]
     if not targets:
         return -1.0
-    if not len(hits):
+    if not len(times):
         return 1.0
-    index = np.minimum(np.searchsorted(false / images, FPPI_POINTS), len(hits) - 1)
+    hit, counted = ranked.hits_at(-1)
+    hits, false = (np.cumsum(times * own, dtype=np.int32) for own in (hit, counted & ~hit))
+    index = np.minimum(np.searchsorted(false / ranked.times.sum(), FPPI_POINTS), len(hits) - 1)
     return float(np.exp(np.log(np.maximum(1 - hits[index] / targets, 1e-10)).mean()))
 
 

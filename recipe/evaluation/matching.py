@@ -43,10 +43,10 @@ class ImageBoxes:
     target_labels: np.ndarray  # [M] uint8
     target_area: np.ndarray  # [M] float64 square pixels
     crowd: np.ndarray  # [M] bool
-    # Filled by DetectionMetrics.update(): [A, N] as in Matches, MR-2's own last; [classes, 10] see crowd.jaccard().
-    hit: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint16))
-    ignored: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint16))
-    jaccard: np.ndarray = field(default_factory=lambda: np.zeros((0, 10)))
+    # Filled by DetectionMetrics.update():
+    hit: np.ndarray = field(init=False)  # [A + 1, N] as in Matches; the last row is MR-2's own
+    ignored: np.ndarray = field(init=False)  # [A + 1, N]
+    jaccard: np.ndarray = field(init=False)  # [classes, 10], see crowd.jaccard()
 
 
 def xywh(xyxy: np.ndarray) -> np.ndarray:

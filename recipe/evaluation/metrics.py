@@ -23,7 +23,6 @@ from recipe.evaluation.ranking import Ranked
 from recipe.schema import CLASS_NAMES, UserError
 
 RANGES = np.array(list(AREA_RANGES.values()))
-CROWD = len(RANGES)  # the row of MR-2's own matches, after those of COCO's area ranges
 
 
 class DetectionMetrics:
@@ -148,7 +147,10 @@ class DetectionMetrics:
             own = self.ranked(label)
             numbers.append(coco_numbers(own))
             by_class[f"map_{name}"], by_class[f"mar_100_{name}"] = numbers[-1]["map"], numbers[-1]["mar_100"]
-            by_class[f"map_50_{name}"], by_class[f"mr2_{name}"] = own.average_precision([0]), miss_rate(own)
+            by_class[f"map_50_{name}"], by_class[f"mr2_{name}"] = (
+                own.average_precision([0]),
+                log_average_miss_rate(own),
+            )
             ratios = [image.jaccard[label] for image in images]
             by_class[f"ji_{name}"] = best_jaccard(ratios) if own.count_targets() else -1.0
             del own  # before the next class is gathered
@@ -211,14 +213,6 @@ def coco_numbers(ranked: Ranked) -> dict[str, float]:
         key: float(np.mean([c.precision.mean() if key.startswith("map") else c.recall for c in own]))
         for key, own in curves.items()
     }
-
-
-def miss_rate(ranked: Ranked) -> float:
-    """MR-2 of one class."""
-    hit, counted = ranked.hits_at(CROWD)
-    times = ranked.times[ranked.image]
-    hits, false = (np.cumsum(times * own, dtype=np.int32) for own in (hit, counted & ~hit))
-    return log_average_miss_rate(hits, false, ranked.count_targets(), int(ranked.times.sum()))
 
 
 def mean_of_defined(numbers: Iterable[float]) -> float:

@@ -75,7 +75,7 @@ class Ranked:
         return replace(self, **columns)
 
     def hits_at(self, a: int, t: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """[D] hit and [D] counted (right or wrong, not ignored) in area range a at IoU threshold t."""
+        """[D] hit and [D] counted (right or wrong) in area range a, -1 for MR-2's own, at IoU threshold t."""
         return self.hit[a] & 1 << t != 0, self.ignored[a] & 1 << t == 0
 
     def count_targets(self, a: int = 0) -> int:

@@ -1,6 +1,6 @@
 """A trained detector at work: images of one size in a batch, large ones in tiles.
 
-    predictor = Predictor.load("outputs/run", batch_size=4)
+    predictor = Predictor(load_detector("outputs/run").eval(), load_processor("outputs/run"), thresholds=(0.5, 0.5))
     (found,) = predictor([pixels])                      # boxes_xyxy, scores, labels
 
 Without tiles the boxes are those of `pipeline("object-detection")`, image by image.
@@ -17,7 +17,6 @@ import torch
 from transformers import BaseImageProcessor
 
 from recipe.data.geometry import Geometry
-from recipe.model.checkpoint import load_detector, load_processor
 from recipe.model.detector import Detector
 from recipe.prediction.files import File
 from recipe.prediction.tiles import merge, tile_image
@@ -52,20 +51,6 @@ class Predictor:
     tile: tuple[int, int] | None = None
     overlap: float = 0.2
     batch_size: int = 4
-
-    @classmethod
-    def load(
-        cls, checkpoint: str, revision: str | None = None, threshold: float | None = None, **how: object
-    ) -> Predictor:
-        """From a run, a checkpoint or a Hub repo, on the GPU where there is one.
-
-        Raises:
-            UserError: no detector of this recipe.
-        """
-        gpu = torch.cuda.is_available()
-        model = load_detector(checkpoint, revision, bf16=gpu).to("cuda" if gpu else "cpu").eval()
-        processor = load_processor(checkpoint, revision)
-        return cls(model, processor, class_thresholds(model, threshold), **how)  # type: ignore[arg-type]
 
     def size(self, pixels: np.ndarray) -> tuple[int, int]:
         """The (height, width) to which an image [h, w, 3] is resized, by the saved processor's rule."""

@@ -121,8 +121,9 @@ class Results:
 
 
 def label_name(file: File) -> str:
-    """Where YOLO's readers look for the labels of an image: deep/a.txt for deep/a.jpg."""
-    return os.path.splitext(file.name)[0] + ".txt"
+    """Where YOLO's readers look for the labels of an image: train/labels/a.txt for train/images/a.jpg."""
+    folder, separator, name = f"/{os.path.splitext(file.name)[0]}.txt".rpartition("/images/")
+    return f"{folder}/labels/{name}"[1:] if separator else name[1:]
 
 
 def new_file(path: Path) -> TextIO:

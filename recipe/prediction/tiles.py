@@ -34,11 +34,11 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 def merge(
     views_xyxy: np.ndarray, view: np.ndarray, boxes_xyxy: np.ndarray, scores: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """The rows that stay when boxes of overlapping views are one list, the surest first.
+    """The rows that stay when boxes of overlapping views become one list.
 
-    Boxes that no view's border cuts come first, by score, then the others, by area. Each takes away, of its class: in each other view the
-    box most like it (IoU from `SAME`), and the cut boxes that lie in it. Objects cut in every view stay in parts; the
-    complete image as one of the views prevents that.
+    First come the boxes that no view's border cuts, by score, then the others, by area. Each takes away, of its class:
+    in each other view the box most like it (IoU from `SAME`), and the cut boxes that lie in it. An object cut in every
+    view stays in parts, which the complete image as one of the views prevents.
 
     Args:
         views_xyxy: [v, 4] in pixels of the image; together they cover it.

@@ -19,8 +19,8 @@ import numpy as np
 from recipe.prediction.files import check_regular
 from recipe.schema import MAX_PIXELS
 
-# A playlist that is named clip.mp4 would have FFmpeg open the files and addresses that it lists.
-os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "format_whitelist;mov,avi,matroska|protocol_whitelist;file")
+# Whatever a file is named, FFmpeg would also open playlists and stream descriptions, which name files and addresses.
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "format_whitelist;mov,avi,matroska")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said once, by the command
 CODEC = "mp4v"  # MPEG-4 part 2: fast, and in every build of OpenCV, which H.264 is not
 

@@ -96,6 +96,16 @@ def test_names_that_are_no_utf8_are_refused_by_inspect_and_pack_alike(tmp_path, 
     assert all(rf"train/caf\xe9{rest}," in problems for rest in (".jpg", r".caf\xe9", "s.txt", ".txt"))
 
 
+def test_a_reader_that_stops_and_a_folder_that_is_no_utf8_cost_nothing(tmp_path):
+    write_folder(tmp_path / os.fsdecode(b"caf\xe9"), {"a.jpg": (picture(), None)})
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
+    for end in ("| head -n 1", "| cat"):
+        command = f"set -o pipefail; {sys.executable} -m data_prep inspect caf* {end}"
+        bash = ["bash", "-c", command]
+        done = subprocess.run(bash, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False), end
+
+
 def test_inspect_says_which_class_cannot_be_learned(tmp_path, capsys):
     text = "0 0.5 0.5 0.2 0.2\n"
     write_folder(tmp_path / "in", {"a.jpg": (picture(), text)}, {"v.jpg": (picture(seed=1), text)})

@@ -49,6 +49,13 @@ def add(metrics, image_id, found, targets, crowd=None):
     return metrics
 
 
+def ranked(scores, hit, targets, images=1):
+    """All in the first image."""
+    nothing, hit = np.zeros(len(scores), int), np.array([hit], int)
+    found = np.array(scores, np.float32), nothing, nothing, hit, 0 * hit
+    return Ranked(*found, targets=np.array([[targets] + [0] * (images - 1)]), times=np.ones(images, int))
+
+
 # ---- MR-2
 
 
@@ -56,15 +63,14 @@ def test_mr2_of_a_curve_worked_out_by_hand():
     """Ten images, four targets: hit, false, hit, false x 3, hit. The curve of false positives per image and miss rate:
     (0, .75) (.1, .75) (.1, .5) (.2, .5) (.3, .5) (.4, .5) (.4, .25). First points at or beyond the nine counts:
     0.01 ... 0.1 -> .75 (five of them), 0.1778 -> .5, 0.3162 -> .5, and for 0.5623 and 1 the curve's end -> .25."""
-    hits = np.cumsum([1, 0, 1, 0, 0, 0, 1])
-    rate = log_average_miss_rate(hits, np.arange(1, 8) - hits, targets=4, images=10)
+    hit = [1, 0, 1, 0, 0, 0, 1]
+    rate = log_average_miss_rate(ranked(np.linspace(0.9, 0.1, 7), hit, targets=4, images=10))
     assert rate == pytest.approx((0.75**5 * 0.5**2 * 0.25**2) ** (1 / 9))
 
 
 def test_mr2_is_one_without_detections_and_undefined_without_targets():
-    nothing = np.zeros(0, int)
-    assert log_average_miss_rate(nothing, nothing, targets=4, images=10) == 1.0
-    assert log_average_miss_rate(nothing, nothing, targets=0, images=10) == -1.0
+    assert log_average_miss_rate(ranked([], [], targets=4)) == 1.0
+    assert log_average_miss_rate(ranked([], [], targets=0)) == log_average_miss_rate(ranked([0.5], [0], 0)) == -1.0
 
 
 def test_mr2_leaves_out_detections_in_crowd_regions():
@@ -167,13 +173,6 @@ def test_ji_equals_one_assignment_over_the_whole_image(seed):
 
 
 # ---- operating points and curves
-
-
-def ranked(scores, hit, positives):
-    nothing, hit = np.zeros(len(scores), int), np.array([hit])
-    return Ranked(
-        np.array(scores, np.float32), nothing, nothing, hit, 0 * hit, np.array([[positives]]), np.ones(1, int)
-    )
 
 
 def test_the_best_f1_and_the_wished_precision_lie_between_two_scores():

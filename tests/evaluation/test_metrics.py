@@ -62,19 +62,17 @@ def pycocotools_numbers(images):
     def mean(values):
         return values[values > -1].mean() if (values > -1).any() else -1.0
 
-    precision, recall = pycocotools_evaluation(images, [1, 10, 100])
+    precision, recall = pycocotools_evaluation(images, [1, 10, 100, 300, 10_000])
     numbers = {"map": mean(precision[..., 0, 2]), "map_50": mean(precision[0, ..., 0, 2])}
-    numbers["map_75"] = mean(precision[5, ..., 0, 2])
-    for m, limit in enumerate((1, 10, 100)):
+    numbers |= {"map_75": mean(precision[5, ..., 0, 2]), "map_max300": mean(precision[..., 0, 3])}
+    for m, limit in enumerate((1, 10, 100, 300)):
         numbers[f"mar_{limit}"] = mean(recall[:, :, 0, m])
     for a, name in enumerate(("small", "medium", "large"), start=1):
         numbers |= {f"map_{name}": mean(precision[..., a, 2]), f"mar_{name}": mean(recall[..., a, 2])}
     for k, name in enumerate(("person", "head")):
         numbers |= {f"map_{name}": mean(precision[:, :, k, 0, 2]), f"mar_100_{name}": mean(recall[:, k, 0, 2])}
-    precision, recall = pycocotools_evaluation(images, [1, 10, 300])
-    numbers |= {"map_max300": mean(precision[..., 0, 2]), "mar_300": mean(recall[:, :, 0, 2])}
-    precision, _ = pycocotools_evaluation(images, [1, 10, 10_000])
-    return numbers | {f"map_50_{name}": mean(precision[0, :, k, 0, 2]) for k, name in enumerate(("person", "head"))}
+        numbers[f"map_50_{name}"] = mean(precision[0, :, k, 0, 4])
+    return numbers
 
 
 def assert_equal_to_pycocotools(images):
