@@ -94,7 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--threshold", type=_share, help=f"one score for all of {', '.join(CLASS_NAMES)}; default: "
                          "those that the checkpoint carries, else 0.5")  # fmt: skip
     predict.add_argument("--tile", type=_tile, metavar="HxW", help="look at parts of this size, such as 960x1536")
-    predict.add_argument("--overlap", type=_share, default=0.2, help="share of a tile that its neighbour sees too")
+    predict.add_argument(
+        "--overlap", type=partial(_share, most=0.8), default=0.2, help="share of a tile that its neighbour sees too"
+    )
     predict.add_argument("--batch_size", type=_count, default=4, help="images of one size at a time")
     predict.add_argument("--save", type=_outputs, default=["coco", "drawings"], help="any of coco,yolo,drawings")
     predict.add_argument("--data", help="a dataset: its images get their own ids in the results")
@@ -147,13 +149,13 @@ def _count(text: str, least: int = 1) -> int:
     return int(text)
 
 
-def _share(text: str) -> float:
+def _share(text: str, most: float = 1.0) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {most:g}")
     return value
 
 

@@ -72,6 +72,12 @@ class Pace:
         return {**dataclasses.asdict(self), "hours_total": round(self.hours, 2)}
 
     @classmethod
+    def computed(cls, device: str, train_images: int, validation_images: int, epochs: float) -> Pace | None:
+        """What arithmetic says of a device; None for one that is not in `MS_PER_IMAGE`."""
+        rate = computed_rate(device)
+        return cls(rate, device, train_images, validation_images, epochs) if rate else None
+
+    @classmethod
     def read(cls, found: Mapping[str, Any] | None) -> Pace | None:
         """The pace that run.json keeps, as `record` wrote it; None where there is none."""
         return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)}) if found else None

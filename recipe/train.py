@@ -36,7 +36,7 @@ from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.schema import CLASS_NAMES, UserError
-from recipe.training.checkpoints import ResumeCheck, Seal, last_checkpoint
+from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog, read_log
@@ -183,7 +183,10 @@ def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str
             if repo is not None:
                 repo.restore(folder, expected)
             check_run_folder(folder, expected, args.resume)
-        return last_checkpoint(folder)
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is not None and args.should_save:
+            find_best(checkpoint)
+        return checkpoint
 
 
 def build_model(args: Arguments, annotations: Annotations, checkpoint: Path | None) -> tuple[Detector, Any]:

@@ -56,7 +56,7 @@ def test_each_row_is_shown_as_it_is_found_under_the_one_before(tmp_path, capsys,
         shown.append(capsys.readouterr().out)
         return f"{name} can be fetched [soon]"
 
-    monkeypatch.setattr("recipe.hub.check_read_access", slow)
+    monkeypatch.setattr("recipe.doctor.check_read_access", slow)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2 * MIN_DISK}))
     options = ["--backbone", "USER/DINO", "--output_dir", str(tmp_path)]
     assert main(["doctor", *options]) == 0

@@ -7,12 +7,12 @@ from pathlib import Path
 import packed as rows
 import pytest
 import torch
-from model.test_detector import config, save
-from transformers import TrainingArguments
+from small_detector import save, small_config
 
+from recipe.arguments import Arguments
 from recipe.cli import main
-from recipe.model.checkpoint import load_model
-from recipe.model.detector import build_model, freeze
+from recipe.model.checkpoint import load_detector
+from recipe.model.detector import build_detector
 from recipe.schema import UserError
 from recipe.training.run import writable
 
@@ -20,18 +20,21 @@ from recipe.training.run import writable
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
-    return save(freeze(build_model(config())), tmp_path_factory.mktemp("detector") / "checkpoint")
+    return save(build_detector(small_config()), tmp_path_factory.mktemp("detector") / "checkpoint")
 
 
 def asked_for(monkeypatch, command: str) -> list[dict]:
-    """What `recipe COMMAND` asks load_model for; it goes no further."""
+    """What `recipe COMMAND` asks load_detector for; it goes no further."""
     asked = []
 
-    def load_model(*_, **options):
+    def load_detector(*_, **options):
         asked.append(options)
         raise UserError("far enough")
 
-    monkeypatch.setattr(f"recipe.{command}.load_model", load_model)
+    monkeypatch.setattr(
+        {"evaluate": "recipe.evaluate", "predict": "recipe.predict"}[command] + ".load_detector",
+        load_detector,
+    )
     return asked
 
 
@@ -60,22 +63,22 @@ def test_the_backbone_runs_in_bf16_on_a_gpu_and_in_fp32_on_a_cpu(command, gpu, p
 
 
 def test_only_the_backbone_is_loaded_in_bf16(checkpoint):
-    model = load_model(checkpoint, bf16=True)
+    model = load_detector(checkpoint, bf16=True)
     assert model.model.backbone.model.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
 
 
 def test_several_gpus_are_no_reason_for_dataparallel(checkpoint, packed, tmp_path, monkeypatch):
     def on_two_gpus(**options):
-        args = TrainingArguments(**options)
-        assert args.n_gpu == 0  # asked once, it is settled
+        args = Arguments(**options)
+        assert args.n_gpu == 0  # asked once, it is kept
         args._n_gpu = 2
         return args
 
     def refuse(*_):
         raise AssertionError("wrapped in DataParallel")
 
-    monkeypatch.setattr("recipe.evaluate.TrainingArguments", on_two_gpus)
+    monkeypatch.setattr("recipe.evaluate.Arguments", on_two_gpus)
     monkeypatch.setattr(torch.nn.DataParallel, "__init__", refuse)
     assert main(["evaluate", str(checkpoint), "--data", str(packed), "--out", str(tmp_path), "--workers", "0"]) == 0
 
@@ -92,8 +95,10 @@ def test_the_metrics_see_which_boxes_are_crowd_regions(checkpoint, tmp_path, mon
     row["objects"]["iscrowd"] = [0, 1]
     rows.write(tmp_path / "crowd", [row], "validation")
     seen = []
-    monkeypatch.setattr("recipe.evaluate.write_report", lambda _, metrics, *__, **___: seen.extend(metrics.state()))
-    monkeypatch.setattr("recipe.evaluate.print_summary", lambda *_: None)
+    monkeypatch.setattr(
+        "recipe.evaluate.write_report", lambda _, metrics, *__, **___: seen.extend(metrics.images().values())
+    )
+    monkeypatch.setattr("recipe.evaluate.print_numbers", lambda *_: None)
     flags = ["--data", str(tmp_path / "crowd"), "--out", str(tmp_path / "out"), "--workers", "0"]
     assert main(["evaluate", str(checkpoint), *flags]) == 0
     assert [image.crowd.tolist() for image in seen] == [[False, True]]

@@ -35,9 +35,10 @@ FLOORS = {
     "recipe/evaluation": LIBRARY,
     "recipe/training": ROOMS,
     "recipe/report": ROOMS,
-    "recipe": ROOMS | {"recipe.training", "recipe.report", "recipe.doctor"},
+    "recipe/prediction": ROOMS,
+    "recipe": ROOMS | {"recipe.training", "recipe.report", "recipe.prediction", "recipe.doctor"},
     "recipe/cli.py": {"recipe"},
-    "data_prep": GROUND | {"recipe.data.geometry", "recipe.hub", "recipe.version"},
+    "data_prep": GROUND | {"recipe.data.geometry", "recipe.hub"},
     "jobs": {"recipe"},
 }
 PILOT = {"data_prep.sample", "data_prep.shards"}  # the pilot makes its own sample, in one place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model.test_detector import batch, config, save
+from small_detector import save, small_config, targets
 from training.test_trainer import make_trainer
 
 from recipe import replay as room
@@ -28,10 +28,10 @@ def test_every_process_keeps_its_own_step(tiny_flags, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_step_is_repeated_in_the_precision_of_its_run(bf16, dtype, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    folder = save(freeze(build_detector(config())), tmp_path / "run" / "nonfinite" / "step-1")
+    folder = save(freeze(build_detector(small_config())), tmp_path / "run" / "nonfinite" / "step-1")
     RunRecord("run", "1", "today", {"bf16": bf16}, {}, {}).write(tmp_path / "run")
-    inputs = batch() | {"pixel_values": torch.zeros(1, 3, 64, 96, dtype=torch.uint8)}
-    inputs["labels"][0] |= {"size": torch.tensor([64, 96]), "image_id": torch.tensor([1])}
+    label = targets([3])[0] | {"image_id": torch.tensor([1])}
+    inputs = {"pixel_values": torch.zeros(1, 3, 64, 96, dtype=torch.uint8), "labels": [label]}
     torch.save({"inputs": inputs, "items": None, "random_state": (torch.get_rng_state(), None)}, folder / "batch.pt")
     models = []
     monkeypatch.setattr(room, "collect_nonfinite", lambda model: models.append(model) or [])

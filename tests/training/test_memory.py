@@ -51,15 +51,15 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_effective_one(tiny_flags, 
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
-@pytest.mark.parametrize(("batch", "smaller"), [(5, 1), (6, 3), (9, 3)])
-def test_a_batch_that_has_no_half_goes_to_its_next_divisor(batch, smaller, tiny_flags, tmp_path):
+@pytest.mark.parametrize(("batch", "smaller"), [(5, 4), (6, 4), (9, 6)])
+def test_a_batch_that_does_not_fit_goes_to_the_next_divisor_of_the_effective_one(batch, smaller, tiny_flags, tmp_path):
     flags = [*tiny_flags, "--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", "4"]
     trainer = too_small_for(make_trainer(flags, tmp_path), batch - 1)
     assert fit(trainer) == smaller
     assert smaller * trainer.args.gradient_accumulation_steps == batch * 4
 
 
-def test_when_not_one_image_fits_the_error_names_the_smaller_canvas(tiny_flags, tmp_path):
+def test_when_not_one_image_fits_the_error_names_a_smaller_size(tiny_flags, tmp_path):
     trainer = too_small_for(make_trainer(tiny_flags, tmp_path), 0)
     with pytest.raises(UserError, match="--shortest_edge 800 --longest_edge 1333"):
         fit(trainer)

@@ -191,7 +191,8 @@ def test_the_loss_is_logged_per_decoder_layer_and_adds_up(finished):
 
 def test_every_metric_of_the_contract_is_logged_at_each_evaluation(finished):
     keys = """map map_50 map_75 map_small map_medium map_large mar_1 mar_10 mar_100 mar_small mar_medium mar_large
-        map_person map_head map_50_person map_50_head mar_100_person mar_100_head map_max300 mar_300 mr2_person mr2_head ji_person ji_head"""
+        map_person map_head map_50_person map_50_head mar_100_person mar_100_head map_max300 mar_300 mr2_person
+        mr2_head ji_person ji_head"""
     rows = [row for row in read_log(finished[0]) if "eval_map" in row]
     assert len(rows) == 8
     assert all(f"eval_{key}" in row for row in rows for key in keys.split())
