@@ -24,7 +24,7 @@ from recipe.report.tables import class_table, escape, number
 
 # Meta's page is the text that its model cards name; the copy in its code repository lacks the display clause.
 DINOV3_LICENSE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
-TERMS = {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
+TERMS: dict[str, Any] = {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
 LICENSE_NOTE = f"""
 **Built with DINOv3.** The backbone's weights are Meta's and lie in this repository unchanged, so the
 [DINOv3 License]({DINOV3_LICENSE}) covers them and

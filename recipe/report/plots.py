@@ -22,17 +22,8 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-INK = "#22262e"
 CLASSES = {name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in zip(CLASS_NAMES, COLORS, strict=False)}
-STYLE: dict[Any, Any] = {
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e6ea",
-    "legend.frameon": False,
-}
+STYLE: dict[Any, Any] = {"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e6ea", "legend.frameon": False}
 BELOW: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "ncols": 2}  # covers nothing there
 MOST_POINTS = 200  # of a curve: more are averaged, so that a long run stays readable
 
@@ -82,27 +73,28 @@ def operating_points(path: Path, details: Mapping[str, Any]) -> bool:
     found = {name: points for name, points in details["operating_points"].items() if points["best_f1"]}
     if not found:
         return False
-    with sheet(path, len(found), 2) as panels:
-        for relation, by_score, (name, points) in zip(panels, panels[len(found) :], found.items(), strict=False):
+    with sheet(path, 2) as (relation, by_score):
+        for name, points in found.items():
             color = CLASSES[name]
-            for (iou, curve), style in zip(details["pr_curves"][name].items(), ("-", "--"), strict=True):
+            for (iou, curve), style in zip(details["pr_curves"][name].items(), ("-", ":"), strict=True):
                 # Beyond the highest recall that is reached there is no precision; COCO counts it as 0.
                 drawn = [np.nan if s is None else p for p, s in zip(curve["precision"], curve["score"], strict=True)]
-                label = f"IoU {iou}: AP {np.mean(curve['precision']):.3f}"
+                label = f"{name}, IoU {iou}: AP {np.mean(curve['precision']):.3f}"
                 relation.plot(curve["recall"], drawn, style, color=color, label=label)
             curve = details["threshold_curves"][name]
             for key, style in {"precision": "--", "recall": ":", "f1": "-"}.items():
-                by_score.plot(curve["threshold"], np.array(curve[key], float), style, color=color, label=key)
-            for (key, point), style, marker in zip(points.items(), ("-", "-."), "os", strict=True):
+                label = f"{name}, {key}"
+                by_score.plot(curve["threshold"], np.array(curve[key], float), style, color=color, label=label)
+            for (key, point), marker in zip(points.items(), "os", strict=True):
                 if point:
-                    label = f"{key.replace('_', ' ')}, at {point['threshold']:.2f}"
-                    relation.plot(point["recall"], point["precision"], marker, color=INK, label=label)
-                    by_score.axvline(point["threshold"], color=INK, linestyle=style, label=label)
-            relation.set(title=f"{name}: precision and recall", xlabel="recall", ylabel="precision")
-            by_score.set(title=f"{name}: choosing a threshold", xlabel="score threshold")
-            for axes in (relation, by_score):
-                axes.set(xlim=(0, 1), ylim=(0, 1.02))
-                axes.legend(**BELOW)
+                    label = f"{name}, {key.replace('_', ' ')}: at {point['threshold']:.2f}"
+                    relation.plot(point["recall"], point["precision"], marker, color=color, label=label)
+                    by_score.plot(point["threshold"], point["f1"], marker, color=color)
+        relation.set(title="Precision and recall", xlabel="recall", ylabel="precision")
+        by_score.set(title="Choosing a threshold", xlabel="score threshold")
+        for axes in (relation, by_score):
+            axes.set(xlim=(0, 1), ylim=(0, 1.02))
+            axes.legend(**BELOW)
     return True
 
 

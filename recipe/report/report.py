@@ -17,7 +17,6 @@ from recipe.evaluation.bootstrap import bootstrap
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.report import pictures, plots, tables
 from recipe.report.advice import next_steps
-from recipe.report.coco_table import check_with_torchmetrics
 from recipe.report.compare import compare_numbers, read_metrics
 from recipe.report.tables import escape, number
 from recipe.version import commit
@@ -49,16 +48,11 @@ def write_report(
     history: Sequence[Mapping[str, Any]] = (),
     compare: Path | None = None,
 ) -> dict[str, Any]:
-    """Write FOLDER/report/report.md, metrics.json and the PNGs.
+    """Write FOLDER/report/report.md, metrics.json and the PNGs; returns what stands in metrics.json.
 
-    Args:
-        record: what made the model (the fields of run.json), or what `recipe evaluate` was given.
-        history: rows of metrics.jsonl, for the curves; none for a bare evaluation.
-        compare: an earlier evaluation's metrics.json; UserError if it is none.
-
-    Returns:
-        What stands in metrics.json: the metrics by name, "details" (`DetectionMetrics.details()`, with the names of
-        the files and 95 % "intervals") and "record".
+    That is the metrics by name, "details" (of `DetectionMetrics`, with the names of the files and 95 % "intervals")
+    and "record". `record` is what made the model (the fields of run.json), or what `recipe evaluate` was given;
+    `compare` an earlier metrics.json. Raises UserError if it is none.
     """
     earlier = read_metrics(compare) if compare is not None else None
     values, rows = metrics.compute(), pictures.rows_by_id(dataset)
@@ -66,10 +60,11 @@ def write_report(
     details["worst_images"] = [
         {"file_name": dataset.file_name(rows[row["image_id"]])} | row for row in details["worst_images"]
     ]
+    data = record["dataset"]
     origin = {"checkpoint": record.get("checkpoint") or record.get("run_name"), "revision": record.get("revision"),
-              "data": record["dataset"].get("data"), "data_revision": record["dataset"].get("revision"),
-              "manifest": record["dataset"].get("manifest"), "split": record["dataset"].get("split", "validation"),
-              "commit": record.get("commit") or commit(), "device": record.get("device")}  # fmt: skip
+              "data": data.get("data"), "data_revision": data.get("revision"), "manifest": data.get("manifest"),
+              "split": data.get("split", "validation"), "commit": record.get("commit") or commit(),
+              "device": record.get("device")}  # fmt: skip
     found = {**values, "details": details, "record": origin}
     out = folder / "report"
     out.mkdir(parents=True, exist_ok=True)
@@ -78,12 +73,17 @@ def write_report(
     errors = [[name, *map(str, kinds.values())] for name, kinds in details["errors"].items()]
     kinds = [kind.replace("_", " ") for kind in next(iter(details["errors"].values()))]
     sections = {
-        f"# Report on {escape(origin['checkpoint'])}": overview(details, origin, metrics.num_queries),
+        f"# Report on {escape(origin['checkpoint'])}": [
+            f"{details['images']:,} images; "
+            + escape(", ".join(f"{key} {value}" for key, value in origin.items() if value)),
+            "",
+            CHOSEN.get(origin["split"], CHOSEN["test"]),
+        ],
         "## What to do next": next_steps(values, details, history, num_queries=metrics.num_queries),
         "## By class": tables.class_table(values, details),
         "## Kinds of errors at the thresholds of best F1": tables.table(["", *kinds], errors, "lrrrrrr"),
         "## All numbers": all_numbers(metrics),
-        "## Against published numbers": (tables.PUBLISHED if ignored else tables.NO_IGNORED_REGIONS).splitlines()[1:],
+        "## Against published numbers": [tables.PUBLISHED if ignored else tables.NOT_COMPARABLE],
     }
     if earlier is not None:
         both = {f"before: {earlier['record']['checkpoint']}": earlier, f"now: {origin['checkpoint']}": found}
@@ -109,27 +109,11 @@ def write_report(
     return found
 
 
-def overview(details: Mapping[str, Any], origin: Mapping[str, Any], num_queries: int) -> list[str]:
-    """What was evaluated, the result in a sentence per class, and what was chosen on these images."""
-    counts = ", ".join(f"{boxes:,} {name} boxes" for name, boxes in details["boxes"].items())
-    where = f"{escape(origin['split'])} of {escape(origin['data'] or 'the given data')}"
-    lines = [f"{details['images']:,} images with {counts} ({where}).", ""]
-    for name, boxes in details["boxes"].items():
-        text = "no labelled box was found at any score." if boxes else "no labelled boxes, so nothing to measure."
-        if point := details["operating_points"][name]["best_f1"]:
-            text = f"{point['recall']:.0%} of the boxes are found and {point['precision']:.0%} of the detections are "
-            text += f"right, at the threshold {point['threshold']:.2f} of best F1."
-        lines.append(f"- **{name}**: {text}")
-    lines.append(f"- With {num_queries} queries at most {details['recall_ceiling']:.1%} of the boxes can be found.")
-    known = [f"{key.replace('_', ' ')} {escape(value)}" for key, value in origin.items() if value]
-    return [*lines, "", CHOSEN.get(origin["split"], CHOSEN["test"]), "", " · ".join(known)]
-
-
 def all_numbers(metrics: DetectionMetrics) -> list[str]:
-    """Every number beside torchmetrics' own, and what they mean."""
-    checked, words = check_with_torchmetrics(metrics)
+    """Every number beside torchmetrics' own."""
+    checked, words = tables.check_with_torchmetrics(metrics)
     rows = [[f"`{key}`", number(value), number(checked.get(key))] for key, value in metrics.compute().items()]
-    return [*tables.table(["metric", "value", "torchmetrics"], rows, "lrr"), "", words, *tables.MEANINGS.splitlines()]
+    return [*tables.table(["metric", "value", "torchmetrics"], rows, "lrr"), "", words]
 
 
 def print_numbers(found: Mapping[str, Any]) -> None:

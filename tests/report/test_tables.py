@@ -9,8 +9,8 @@ import pytest
 import torchmetrics
 
 from recipe.evaluation.metrics import DetectionMetrics
-from recipe.report import coco_table
-from recipe.report.coco_table import check_with_torchmetrics, coco_numbers
+from recipe.report import tables
+from recipe.report.tables import check_with_torchmetrics, coco_numbers
 
 COCO = {"map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100", "mar_small",
         "mar_medium", "mar_large", "map_person", "map_head", "mar_100_person", "mar_100_head"}  # fmt: skip
@@ -56,7 +56,7 @@ def test_a_difference_is_an_error_in_the_log_and_bold_in_the_report(metrics, mon
 
 def test_of_many_images_the_first_are_compared_and_the_report_says_so(metrics, monkeypatch):
     """torchmetrics keeps every box: at 12,000 images it would take 9 GB at the end of a long run."""
-    monkeypatch.setattr(coco_table, "MOST_IMAGES", 2)
+    monkeypatch.setattr(tables, "MOST_IMAGES", 2)
     checked, words = check_with_torchmetrics(metrics)
     assert checked == {}
     assert "agrees to 1e-06 on all of them, compared on the first 2 images" in words
