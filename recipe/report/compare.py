@@ -77,13 +77,9 @@ def change(key: str, before: float, now: float) -> str:
 
 def compare_settings(runs: Mapping[str, Path]) -> list[str]:
     """The settings that decide the weights, where the runs differ in them."""
-    records = {name: RunRecord.read(path) for name, path in runs.items()}
+    records = {name: RunRecord.read(run) for name, run in runs.items()}
     known = {name: record.fixed_settings for name, record in records.items() if record is not None}
-    rows = []
-    for key in dict.fromkeys(key for settings in known.values() for key in settings):
-        values = [str(settings.get(key, "–")) for settings in known.values()]
-        if len(set(values)) > 1:
-            rows.append([f"`{key}`", *map(escape, values)])
-    if not rows:
-        return ["None is known." if len(known) < len(runs) else "None."]
-    return table(["setting", *map(escape, known)], rows, "l" * (1 + len(known)))
+    keys = dict.fromkeys(key for settings in known.values() for key in settings)
+    rows = [[f"`{key}`", *(escape(settings.get(key, "–")) for settings in known.values())] for key in keys]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    return table(["setting", *map(escape, known)], rows, "l" * (1 + len(known))) if rows else ["None that is known."]

@@ -52,9 +52,8 @@ class Pictures(TrainerCallback):
             try:
                 path.parent.mkdir(exist_ok=True)
                 pair = labels_beside_predictions(self.dataset, row, images[image_id], limits, (800, 800))
-                Image.fromarray(grid(pair, 2, CLASSES)).save(
-                    path, quality=90, subsampling=0
-                )  # thin lines keep their colours
+                # Without subsampling: thin lines keep their colours.
+                Image.fromarray(grid(pair, 2, CLASSES)).save(path, quality=90, subsampling=0)
             except Exception as error:  # a decoder's errors share no base, and no picture is worth the run
                 logger.warning("%s: not drawn (%s: %s); training continues", path, type(error).__name__, error)
 

@@ -104,22 +104,18 @@ def where_it_fails(path: Path, details: Mapping[str, Any]) -> bool:
     if not names:
         return False
     with sheet(path, 2) as panels:
-        for axes, key, words in zip(
-            panels, ("by_size", "by_density"), ("size in pixels", "boxes per image"), strict=True
-        ):
+        by = {"by_size": "size in pixels", "by_density": "boxes per image"}
+        for axes, (key, words) in zip(panels, by.items(), strict=True):
             ticks = [row["bin"] for row in details[key][names[0]]]
             for name in names:
-                rows = details[key][name]
+                rows, color = details[key][name], CLASSES[name]
+                shares = np.array([(row["recall"], row["recall_best_f1"]) for row in rows]).T
+                shares[shares < 0] = np.nan  # where there are no boxes
+                axes.plot(shares[0], ":", marker="x", color=color, label=f"{name}, at any score")
+                axes.plot(shares[1], "-", marker="o", color=color, label=f"{name}, above the threshold")
                 ticks = [f"{tick}\n{row['boxes']:,}" for tick, row in zip(ticks, rows, strict=True)]
-                for recall, style, label in (
-                    ("recall", ":", "at any score"),
-                    ("recall_best_f1", "-", "above threshold"),
-                ):
-                    shares = [row[recall] if row["boxes"] else np.nan for row in rows]
-                    axes.plot(shares, style, marker="o", color=CLASSES[name], label=f"{name}, {label}")
             axes.set_xticks(range(len(ticks)), ticks)
-            axes.set(
-                title="Share of the boxes found", ylim=(0, 1.02), xlabel=f"{words}; below: boxes ({', '.join(names)})"
-            )
+            axes.set(title="Share of the boxes found", xlabel=f"{words}; below: boxes ({', '.join(names)})")
+            axes.set(xlim=(-0.3, len(ticks) - 0.7), ylim=(0, 1.02))
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.28), ncols=2)
     return True

@@ -69,7 +69,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(runs, tmp_path):
     assert compare(Namespace(runs=[runs[0], runs[0] / ".." / "first"], out=tmp_path / "out")) == 0
     text = (tmp_path / "out" / "compare.md").read_text()
     assert f"| metric | {escape(runs[0])} |" in text
-    assert text.split("## Settings that differ\n\n")[1].startswith("None.")
+    assert text.split("## Settings that differ\n\n")[1].startswith("None that is known.")
 
 
 def test_each_change_has_an_arrow_up_where_it_is_better(runs):
