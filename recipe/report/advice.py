@@ -32,7 +32,11 @@ def next_steps(
         return ["- The images hold no labelled boxes, so nothing can be measured: evaluate another split."]
     level, evaluations = values["map"], [row for row in history if "eval_map" in row]
     maps = [row["eval_map"] for row in evaluations] or [level]
-    last, best, epochs = maps[-1], max(maps[:-1], default=maps[-1]), evaluations[-1]["epoch"] if evaluations else None
+    last, best, epochs = (
+        maps[-1],
+        max(maps[:-1], default=maps[-1]),
+        round(evaluations[-1]["epoch"], 2) if evaluations else None,
+    )
     rising, falling = last > 1.02 * best, len(maps) > 2 and last < 0.98 * best
     flat = len(maps) > 2 and not rising and not falling
     few, little = epochs is not None and epochs < FEW_EPOCHS, level < LITTLE
