@@ -33,8 +33,8 @@ from recipe.data.dataset import load_split
 from recipe.model.backbone import BACKBONE_PREFIX, tiny_backbone
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE
 from recipe.model.detector import detr_config
+from recipe.record import read_log
 from recipe.training.checkpoints import checkpoints
-from recipe.training.logs import read_log
 
 TOKEN = "hf_token_of_alice_0123456789"
 USERS = {TOKEN: {"name": "alice"}, "hf_reads": {"name": "alice", "role": "read"}}

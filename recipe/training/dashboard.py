@@ -30,9 +30,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import rewrite_logs
 
 from recipe.hub import first_line, full_id
-from recipe.record import RUN_FILE, RunRecord
+from recipe.record import RUN_FILE, RunRecord, read_log
 from recipe.schema import UserError
-from recipe.training.logs import read_log
 
 logger = logging.getLogger(__name__)
 

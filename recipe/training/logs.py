@@ -15,12 +15,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from recipe.pace import Pace, pace_in_words
-from recipe.record import RUN_FILE, RunRecord
+from recipe.record import LOG_FILE, RUN_FILE, RunRecord
 from recipe.training.run import device
 
 logger = logging.getLogger(__name__)
-
-LOG_FILE = "metrics.jsonl"
 
 
 class MetricsLog(TrainerCallback):
@@ -40,18 +38,6 @@ class MetricsLog(TrainerCallback):
         if state.is_world_process_zero:
             with (Path(args.output_dir) / LOG_FILE).open("a") as file:
                 file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a killed process left unfinished is dropped."""
-    path = folder / LOG_FILE
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 class PaceLog(TrainerCallback):

@@ -21,9 +21,9 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from recipe.cli import main
-from recipe.record import RunRecord
+from recipe.record import RunRecord, read_log
 from recipe.training.dashboard import Dashboard, TrackioRun
-from recipe.training.logs import MetricsLog, read_log
+from recipe.training.logs import MetricsLog
 
 WRITE_TOKEN = "write-token-of-the-test"
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from recipe.cli import main
 from recipe.config import DEADLINE_EXIT
 from recipe.model.checkpoint import DETECTOR_FILE
+from recipe.record import read_log
 from recipe.training.checkpoints import checkpoints, is_complete
-from recipe.training.logs import read_log
 from recipe.training.processes import run_on_all
 
 # Writes down which images each process trains on; torchrun starts it in place of `recipe`.
