@@ -142,7 +142,7 @@ def check_earlier_run(api: HfApi, model: str, args: Arguments, machine: JobHardw
         UserError: the repo holds something else, a run with other settings, or one that is not to be resumed.
     """
     from recipe.training.run import fixed_settings
-    from recipe.training.run_repo import RunRepo
+    from recipe.training.push import RunRepo
 
     if not api.repo_exists(model):  # to open it would make it
         return None

@@ -232,7 +232,7 @@ def make_callbacks(
         Seal(),
     ]
     if repo is not None:
-        callbacks += [Card(metrics), Push(repo)]
+        callbacks += [Card(metrics), Push(repo, args.save_total_limit)]
     if "trackio" in args.report_to:  # the library's own waits for its server, and loses rows
         args.report_to.remove("trackio")
         callbacks.append(Dashboard(Path(args.output_dir)))
