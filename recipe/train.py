@@ -31,7 +31,7 @@ from recipe.evaluation.metrics import DetectionMetrics
 from recipe.hub import newest_commit
 from recipe.model.checkpoint import BACKBONE_FILE, init_from, load_detector, write_backbone
 from recipe.model.detector import Detector, build_detector, build_processor, compile_backbone, freeze
-from recipe.record import RunRecord, without_tokens
+from recipe.record import RunRecord, read_log, without_tokens
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
@@ -39,7 +39,7 @@ from recipe.schema import CLASS_NAMES, UserError
 from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
-from recipe.training.logs import MetricsLog, PaceLog, read_log
+from recipe.training.logs import MetricsLog, PaceLog
 from recipe.training.memory import find_batch_size
 from recipe.training.push import Push, RunRepo, open_run, report_unpushed
 from recipe.training.run import check_run_folder, fixed_settings, lock_run_folder, write_record

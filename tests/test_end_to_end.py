@@ -32,8 +32,8 @@ from recipe.config import Config
 from recipe.data.dataset import load_split
 from recipe.model.checkpoint import SHARDS
 from recipe.model.detector import BACKBONE_PREFIX, detr_config, tiny_backbone
+from recipe.record import read_log
 from recipe.train import DEADLINE_EXIT
-from recipe.training.logs import read_log
 from recipe.training.run import checkpoints
 
 TOKEN = "hf_token_of_alice_0123456789"

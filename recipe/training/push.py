@@ -73,13 +73,12 @@ class RunRepo:
                 head = self._ask(self.api.repo_info, revision=BRANCH)
             except RevisionNotFoundError:
                 head = self._ask(self.api.repo_info)
-            there = files_of(head)
-            if f"{LAST}/{RUN_FILE}" in there:
+            if f"{LAST}/{RUN_FILE}" in files_of(head):
                 found = self._download(head.sha, Path(temporary), f"{LAST}/{RUN_FILE}", f"{LAST}/{STATE}") / LAST
                 self.record = RunRecord.load(found / RUN_FILE)
                 if (found / STATE).exists():
                     self.step = json.loads((found / STATE).read_text())["global_step"]
-            elif there - {".gitattributes", "README.md"}:
+            elif files_of(head) - {".gitattributes", "README.md"}:
                 raise UserError(f"{self.where}: holds something else than a run of this recipe")
         if self.record is not None and resume == "never":
             raise UserError(
@@ -264,7 +263,7 @@ def push(options: argparse.Namespace) -> int:
         raise UserError(f"{folder}: was trained without a Hub repo; give one with `--hub_model_id USER/NAME`")
     repo = open_run(name, folder, "auto", private=record.settings["hub_private_repo"] is not False)
     if repo.record is not None:
-        repo.record.check_same(record.fixed_settings, f"--hub_model_id {repo.repo_id}")
+        repo.record.check_same(record.fixed_settings, repo.where)
         logger.info("%s has come to step %d", repo.repo_id, repo.step)
     behind = any(step_of(path) < repo.step for path in checkpoints(folder)[-1:])  # another machine has come further
     finished = (folder / "report" / "report.md").exists()  # then the best model lies at the root of the run

@@ -13,8 +13,8 @@ import pytest
 from conftest import TINY
 
 from recipe.cli import main
+from recipe.record import read_log
 from recipe.train import DEADLINE_EXIT
-from recipe.training.logs import read_log
 from recipe.training.processes import run_on_all
 from recipe.training.run import checkpoints, is_whole
 

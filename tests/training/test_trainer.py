@@ -20,10 +20,10 @@ from recipe.cli import main
 from recipe.config import DEADLINE_EXIT, DIVERGED_EXIT
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE, write_backbone
+from recipe.record import read_log
 from recipe.report.card import Card
 from recipe.train import build_model, freeze_and_save_backbone, load_data
 from recipe.training.checkpoints import checkpoints, is_complete
-from recipe.training.logs import read_log
 from recipe.training.trainer import CrowdTrainer
 
 
