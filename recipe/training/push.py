@@ -46,7 +46,7 @@ UNPUSHED_EXIT = 3
 
 
 class RunRepo:
-    """One run's repo. `record` is the run.json that it held when it was opened, `step` how far it has come since.
+    """One run's repo: its `record` (run.json) when it was opened, and the `step` to which it has come since.
 
     One push may take `minutes`, all tries and pauses together: what is left then is sent later.
     """
@@ -63,10 +63,7 @@ class RunRepo:
         self._worker: threading.Thread | None = None
 
     def open(self, resume: str) -> None:
-        """Create the repo if need be, and read which run it holds.
-
-        Raises UserError where that is something else, or a run and `resume` is "never"; HubAway.
-        """
+        """Create the repo if need be, and read its run; UserError for anything else, or where `resume` is "never"."""
         with as_user_errors(self.where), tempfile.TemporaryDirectory() as temporary:
             self.repo_id = self._ask(self.api.create_repo, private=self.private, exist_ok=True).repo_id
             try:
@@ -81,10 +78,8 @@ class RunRepo:
             elif files_of(head) - {".gitattributes", "README.md"}:
                 raise UserError(f"{self.where}: holds something else than a run of this recipe")
         if self.record is not None and resume == "never":
-            raise UserError(
-                f"{self.where}: holds the run {self.record.run_name} of {self.record.started}. "
-                "Give another repo, delete it, or resume the run by `--resume auto`"
-            )
+            there = f"holds the run {self.record.run_name} of {self.record.started}"
+            raise UserError(f"{self.where}: {there}. Give another repo, or resume the run by `--resume auto`")
         self._opened = head.sha
 
     def _ask(self, call: Callable[..., Any], **given: Any) -> Any:
@@ -95,13 +90,8 @@ class RunRepo:
         """The files of a commit that match, as links into `cache`, to which each comes once."""
         return Path(self._ask(self.api.snapshot_download, revision=commit, cache_dir=cache, allow_patterns=patterns))
 
-    # ---- from the Hub ----
-
     def restore(self, folder: Path, expected: Mapping[str, Any]) -> None:
-        """Bring the run that `open` found into `folder`, unless what lies there has come as far.
-
-        Raises UserError where the run in the repo or in the folder has other settings, or cannot be fetched.
-        """
+        """Bring the run to `folder`, unless what lies there has come as far; UserError where its settings differ."""
         if self.record is None:
             return
         self.record.check_same(expected, self.where)
@@ -137,8 +127,6 @@ class RunRepo:
             seal(checkpoint)
         if not is_complete(checkpoint):
             raise UserError(f"{self.where}: the checkpoint of step {self.step} there is not complete")
-
-    # ---- to the Hub ----
 
     def push(self, folder: Path, *, final: bool = False) -> list[str]:
         """Send every checkpoint that is not there yet, oldest first, and with `final` the finished run.
@@ -221,10 +209,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 class Push(TrainerCallback):
-    """Sends each checkpoint when it is saved; training waits for it, within the limit of `repo`.
-
-    The library deletes old checkpoints before `on_save` of a new one. While the Hub lacks any, none is deleted.
-    """
+    """Sends each checkpoint when it is saved, and waits for it. While the Hub lacks any, none is deleted."""
 
     def __init__(self, repo: RunRepo, save_total_limit: int | None) -> None:
         self.repo, self.save_total_limit = repo, save_total_limit
@@ -234,6 +219,7 @@ class Push(TrainerCallback):
             folder = Path(args.output_dir)
             args.save_total_limit = self.save_total_limit
             if self.repo.push(folder) and self.save_total_limit:
+                # The library deletes old ones before the next `on_save`.
                 args.save_total_limit = max(self.save_total_limit, len(checkpoints(folder)) + 1)
 
 
@@ -251,10 +237,7 @@ def open_run(name: str, folder: Path, resume: str, *, token: str | None = None, 
 
 
 def push(options: argparse.Namespace) -> int:
-    """`recipe push`: send what is not on the Hub yet. Returns the exit code.
-
-    Raises UserError where the folder is no run, no repo is given or can be written, or it holds another run.
-    """
+    """`recipe push`: send what is not on the Hub yet. Returns the exit code; UserError where it cannot be begun."""
     folder, record = options.folder, RunRecord.read(options.folder)
     if record is None:
         raise UserError(f"{folder}: holds no run of this recipe (no {RUN_FILE})")
