@@ -36,7 +36,7 @@ from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.schema import CLASS_NAMES, UserError
-from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint
+from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint, seal_old_checkpoints
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
@@ -75,11 +75,10 @@ def train(args: Arguments) -> int:
     if args.should_save:  # before any other file: a folder without its record is not resumed
         write_record(folder, args, expected, data.record)
     model = freeze_and_save_backbone(model, args, folder)
-    if torch.cuda.is_available():
-        find_batch_size(args, model, processor, data.train, grow=checkpoint is None)
-
     metrics, deadline = DetectionMetrics(num_queries=args.num_queries), Deadline(args.max_hours)
     callbacks = make_callbacks(args, data, metrics, repo, checkpoint)
+    if torch.cuda.is_available():
+        find_batch_size(args, model, processor, data.train, grow=checkpoint is None)
     trainer = CrowdTrainer(
         args, model, processor, data.train, data.validation, metrics, [*callbacks, deadline], part=data.part
     )
@@ -183,6 +182,7 @@ def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str
             if repo is not None:
                 repo.restore(folder, expected)
             check_run_folder(folder, expected, args.resume)
+            seal_old_checkpoints(folder)
         checkpoint = last_checkpoint(folder)
         if checkpoint is not None and args.should_save:
             find_best(checkpoint)
@@ -232,7 +232,7 @@ def make_callbacks(
         Seal(),
     ]
     if repo is not None:
-        callbacks += [Card(metrics), Push(repo)]
+        callbacks += [Card(metrics), Push(repo, args.save_total_limit)]
     if "trackio" in args.report_to:  # the library's own waits for its server, and loses rows
         args.report_to.remove("trackio")
         callbacks.append(Dashboard(Path(args.output_dir)))

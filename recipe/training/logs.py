@@ -51,7 +51,7 @@ class PaceLog(TrainerCallback):
 
     def __init__(self, train_images: int, validation_images: int, command: str) -> None:
         self.images, self.command = (train_images, validation_images), command
-        self._step, self._counted, self._seconds = 0, 0, 0.0
+        self._step, self._seconds = 0, list[float]()  # of each step that counts
         self._last: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -60,11 +60,11 @@ class PaceLog(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
         now, self._step = time.perf_counter(), self._step + 1
         if self.WARM < self._step <= self.STEPS and self._last is not None:
-            self._counted, self._seconds = self._counted + 1, self._seconds + now - self._last
+            self._seconds.append(now - self._last)
         self._last = now
-        if self._step == self.STEPS and self._counted and state.is_world_process_zero:
+        if self._step == self.STEPS and self._seconds and state.is_world_process_zero:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            rate = round(batch * self._counted / self._seconds, 3)
+            rate = round(batch * len(self._seconds) / sum(self._seconds), 3)
             # state.num_train_epochs is rounded up, of --max_steps and of a fraction alike.
             epoch = math.ceil(len(found["train_dataloader"]) / args.gradient_accumulation_steps)
             pace = Pace(rate, device(), *self.images, epochs=round(state.max_steps / epoch, 2))
@@ -80,11 +80,11 @@ class PaceLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
     ) -> None:
         self._last = None
-        name, steps = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}", state.global_step
-        if not state.is_world_process_zero or name not in metrics or steps <= self._resumed_at:
-            return
-        left = (time.perf_counter() - self._began) / (steps - self._resumed_at) * (state.max_steps - steps)
-        better = max if args.greater_is_better else min
-        best = metrics[name] if state.best_metric is None else better(metrics[name], state.best_metric)
-        words = "epoch %.2f: %s %.4f, best so far %.4f, about %.1f h left"
-        logger.info(words, state.epoch, name, metrics[name], best, left / 3600)
+        name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
+        steps = state.global_step - self._resumed_at
+        if state.is_world_process_zero and name in metrics and steps > 0:
+            left = (time.perf_counter() - self._began) / steps * (state.max_steps - state.global_step)
+            better = max if args.greater_is_better else min
+            best = metrics[name] if state.best_metric is None else better(metrics[name], state.best_metric)
+            words = "epoch %.2f: %s %.4f, best so far %.4f, about %.1f h left"
+            logger.info(words, state.epoch, name, metrics[name], best, left / 3600)
