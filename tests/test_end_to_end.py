@@ -113,7 +113,7 @@ def test_a_tag_downloads_as_a_plain_model_with_that_epochs_metrics(hub, whole, p
 
 def test_after_the_first_epoch_only_the_detector_and_its_optimizer_travel(hub, whole):
     checkpoint = checkpoints(whole)[1]
-    commits = [entry for entry in hub.requests if entry.repo == NAME and "/commit/" in entry.path]
+    commits = [entry for entry in hub.requests if entry.repo == NAME and "/commit/main" in entry.path]
     first, second = (hub.requests.index(commit) for commit in commits[:2])
     sent = sum(entry.bytes_in for entry in hub.requests[first + 1 : second + 1] if entry.repo == NAME)
     needed = sum((checkpoint / name).stat().st_size for name in (DETECTOR_FILE, "optimizer.pt"))
