@@ -29,7 +29,7 @@ FLOORS = {
     "recipe/pace.py": GROUND,
     "recipe/arguments.py": GROUND,
     "recipe/hub.py": GROUND,
-    "recipe/data/geometry.py": set(),
+    "recipe/data/geometry.py": GROUND,
     "recipe/data": LIBRARY,
     "recipe/model": LIBRARY,
     "recipe/evaluation": LIBRARY,
