@@ -25,7 +25,7 @@ from recipe.schema import CLASS_NAMES, UserError, check_dataset
 
 BORDER = 1.0  # pixels that a box may stand over the border: float32 rounding; `pack` clips the rest
 PACK = "`python -m data_prep pack YOLO_DIR --out DIR`"
-FETCH_AGAIN = f"Fetch it again (`hf download --repo-type dataset --force-download`, `git lfs pull`), or use {PACK}"
+FETCH_AGAIN = f"Fetch it again (`hf download NAME --repo-type dataset --force-download`), or use {PACK}"
 _LISTS = ("bbox", "category", "area", "iscrowd")
 
 
@@ -95,7 +95,7 @@ def read_annotations(paths: Sequence[str], where: str, rows: np.ndarray | None =
     if len(image_id) == 0:
         raise UserError(f"{where} holds no images: pack a folder that has some, or name another split.")
     lengths = [_lengths(table[f"objects.{name}"]) for name in _LISTS]
-    _refuse(where, image_id[np.ptp(lengths, axis=0) > 0], f"has lists of unequal length in objects ({_LISTS})")
+    _refuse(where, image_id[np.ptp(lengths, axis=0) > 0], f"has lists of unequal length in objects: {_LISTS}")
     bbox, labels, area, iscrowd = (pc.list_flatten(table[f"objects.{name}"]) for name in _LISTS)
     labelled = np.ones((len(image_id), len(CLASS_NAMES)), bool)
     if "labelled" in table.column_names:
@@ -143,12 +143,13 @@ def _check(found: Annotations, where: str) -> None:
     x, y, w, h = found.boxes_xywh.T
     # NaN compares false: written so that it is refused.
     known = (found.labels >= 0) & (found.labels < len(CLASS_NAMES))
+    classes = dict(enumerate(CLASS_NAMES))
     inside = (x >= -BORDER) & (y >= -BORDER)
     inside &= (x + w <= found.width[owner] + BORDER) & (y + h <= found.height[owner] + BORDER)
     for image_ids, what in (
         (values[times > 1], "stands there more than once"),
         (found.image_id[(found.width < 1) | (found.height < 1)], "has a width or height below 1"),
-        (found.image_id[owner[~known]], f"has class id {found.labels[~known][:1]}, of {CLASS_NAMES}"),
+        (found.image_id[owner[~known]], f"has class id {found.labels[~known][:1]} (allowed: {classes})"),
         (found.image_id[owner[~((w > 0) & (h > 0))]], "has a box of zero, negative or NaN size"),
         (found.image_id[owner[~inside]], "has a box outside the image"),
     ):

@@ -54,8 +54,8 @@ class SizeBatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         sizes = dataset.annotations.sizes(dataset.geometry)  # [n, 2]
         _, self._group, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-        batches = int(np.sum(-(-counts // batch_size)))
-        self._length = min(-(-batches // processes) * processes, len(sizes))
+        shares = np.ceil(np.ceil(counts / batch_size).sum() / processes)  # batches of each process
+        self._length = min(int(shares) * processes, len(sizes))
 
     def __len__(self) -> int:
         return self._length
@@ -126,7 +126,6 @@ def normalise(batch: dict[str, Any], mean: Sequence[float], std: Sequence[float]
             logger.error("error: %s", batch["error"])
         raise UserError(batch["error"])
     pixels = batch["pixel_values"].to(torch.float32, memory_format=torch.contiguous_format)
-    for change, values in ((pixels.sub_, mean), (pixels.div_, std)):
-        on_bytes = torch.tensor(values).mul(255).view(3, 1, 1)  # rounded as the processor does
-        change(on_bytes.to(pixels.device, non_blocking=True))  # or it would wait for the step before
-    return {"pixel_values": pixels, "labels": batch["labels"]}
+    scale = torch.tensor([list(mean), list(std)]).mul(255).view(2, 3, 1, 1)  # rounded as the processor does
+    scale = scale.to(pixels.device, non_blocking=True)  # else it would wait for the step before
+    return {"pixel_values": pixels.sub_(scale[0]).div_(scale[1]), "labels": batch["labels"]}

@@ -90,10 +90,13 @@ def _find_shards(folder: Path, data: str, split: str) -> list[str]:
     paths = sorted(folder.glob(f"data/{split}-*.parquet"))
     told = {int(found[1]) for path in paths if (found := re.search(r"-of-(\d{5})", path.name))} or {len(paths) or 1}
     if told != {len(paths)}:
-        splits = {path.name.split("-")[0] for path in folder.glob("data/*-*.parquet")}
+        splits = sorted({path.name.split("-")[0] for path in folder.glob("data/*-*.parquet")})
+        names = [f"{split}-{number:05d}" for number in range(max(told))]
+        missing = [name for name in names if not any(path.name.startswith(name) for path in paths)]
         raise UserError(
-            f"--data {data} holds {len(paths)} of {max(told)} shards of {split} (splits: {sorted(splits)}): it is not "
-            f"packed, has no such split, or is a copy or download that did not end. {FETCH_AGAIN}."
+            f"--data {data} holds {len(paths)} of {max(told)} shards of {split} (missing: {', '.join(missing[:3])}; "
+            f"splits: {', '.join(splits) or 'none'}): it is not packed, has no such split, or is a copy or download "
+            f"that did not end. {FETCH_AGAIN}."
         )
     return [str(path) for path in paths]
 

@@ -74,7 +74,7 @@ def test_the_whole_training_set_takes_less_than_150_mb(tmp_path):
         ([5, 5, float("inf"), 10], 0, "outside the image"),
         ([175, 5, 10, 10], 0, "outside the image"),
         ([-3, 5, 10, 10], 0, "outside the image"),
-        ([5, 5, 10, 10], 2, r"class id \[2\], of \('person', 'head'\)"),
+        ([5, 5, 10, 10], 2, r"class id \[2\] \(allowed: {0: 'person', 1: 'head'}\)"),
         ([5, 5, 10, 10], -1, r"class id \[-1\]"),
     ],
 )

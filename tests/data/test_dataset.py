@@ -106,7 +106,7 @@ def test_a_hub_repo_is_downloaded_and_its_commit_is_told(tmp_path, monkeypatch):
     assert not any("validation" in pattern for pattern in asked["allow_patterns"])
 
 
-def test_a_folder_that_lacks_shards_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_lacks_shards_is_refused_with_their_names(tmp_path, monkeypatch):
     """Copied or downloaded in part, it would train on part of the images without a word."""
     import huggingface_hub
 
@@ -116,7 +116,8 @@ def test_a_folder_that_lacks_shards_is_refused(tmp_path, monkeypatch):
         path.unlink()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(folder))
     for name in (str(folder), "someone/crowd"):
-        with pytest.raises(UserError, match=rf"{name} holds 2 of 4 shards of train .*hf download .*data_prep pack"):
+        said = rf"{name} holds 2 of 4 shards of train \(missing: train-00002, train-00003; splits: train\)"
+        with pytest.raises(UserError, match=rf"{said}.*hf download .*data_prep pack"):
             load_split(name, "train")
 
 
@@ -171,14 +172,14 @@ def test_a_shard_that_is_damaged_where_its_photographs_are_is_told_when_one_is_r
 
 def test_what_cannot_be_read_is_told_with_the_command_that_helps(tmp_path):
     (tmp_path / "yolo").mkdir()
-    with pytest.raises(UserError, match=r"holds 0 of 1 shards of train .* not packed.*data_prep pack"):
+    with pytest.raises(UserError, match=r"holds 0 of 1 shards of train .*splits: none.* not packed.*data_prep pack"):
         load_split(str(tmp_path / "yolo"), "train")
     with pytest.raises(UserError, match=r"neither a folder here .*data_prep pack.* nor a dataset"):
         load_split(str(tmp_path / "nowhere"), "train")
     with pytest.raises(UserError, match="nor a dataset repo of the Hub"):
         load_split("someone/never-made", "train")  # the tests run offline
     folder = packed.write(tmp_path / "half", packed.crowd(2))
-    with pytest.raises(UserError, match=r"shards of validation \(splits: \['train'\]\)"):
+    with pytest.raises(UserError, match=r"shards of validation \(missing: validation-00000; splits: train\)"):
         load_split(str(folder), "validation")
     other = datasets.Dataset.from_dict({"image": ["x"], "boxes": [[1.0]]})
     (tmp_path / "other" / "data").mkdir(parents=True)
