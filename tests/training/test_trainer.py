@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import packed as crowds
 import pytest
 import torch
 from conftest import TINY
@@ -230,6 +231,18 @@ def test_the_saved_model_carries_the_thresholds_that_predict_starts_from(finishe
 
 
 # ---- stops ----
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_bad_image_ends_the_run_in_one_line_with_its_name(tmp_path, capsys, split):
+    """Its batch is empty: what counts, moves and sizes batches must take that until the error is raised."""
+    for name in ("train", "validation"):
+        bad = [crowds.row(6, 120, 180, data=b"\xff\xd8 no image")] if name == split else []
+        crowds.write(tmp_path / "crowd", crowds.crowd(4) + bad, name)
+    flags = ["--data", str(tmp_path / "crowd"), *TINY, "--dataloader_num_workers", "1"]
+    assert main(["train", *flags, "--output_dir", str(tmp_path / "run")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))]
+    assert line.startswith("error: 6.jpg (image_id 6) is a bad image: not an image in the formats JPEG")
 
 
 def test_a_non_finite_loss_stops_the_run_and_leaves_a_replay(tiny_flags, tmp_path, monkeypatch, capsys):
