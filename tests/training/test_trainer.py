@@ -25,6 +25,7 @@ from recipe.record import read_log
 from recipe.report.card import Card
 from recipe.train import build_model, freeze_and_save_backbone, load_data
 from recipe.training.checkpoints import checkpoints, is_complete
+from recipe.training.run import fixed_settings, write_record
 from recipe.training.trainer import CrowdTrainer
 
 
@@ -42,6 +43,7 @@ def make_trainer(flags: list[str], folder: Path, name: str = "run", callbacks=()
     torch.manual_seed(0)
     model, processor = build_model(args, data.train.annotations, None)
     model = freeze_and_save_backbone(model, args, Path(args.output_dir))
+    write_record(Path(args.output_dir), args, fixed_settings(args), data.record)
     metrics = DetectionMetrics(num_queries=args.num_queries)
     args.report_to = []
     return CrowdTrainer(
@@ -291,6 +293,7 @@ def test_sigterm_saves_and_stops_also_when_the_whole_group_gets_it(finished, tmp
     code = """
 import os, sys
 from recipe.cli import main
+from recipe.training.run import fixed_settings, write_record
 from recipe.training.trainer import CrowdTrainer
 def step(self, *args, original=CrowdTrainer.training_step):
     if self.state.global_step == 2:
