@@ -247,11 +247,11 @@ def test_a_bad_image_ends_the_run_in_one_line_with_its_name(tmp_path, capsys, sp
     assert line.startswith("error: 6.jpg (image_id 6) is a bad image: not an image in the formats JPEG")
 
 
-def test_a_non_finite_loss_stops_the_run_and_leaves_a_replay(tiny_flags, tmp_path, monkeypatch, capsys):
+def test_a_non_finite_loss_stops_the_run_and_leaves_a_replay(tiny_flags, tmp_path, monkeypatch, capsys, caplog):
     poison = make_poison(at=3)
     monkeypatch.setattr("recipe.train.build_model", poison)
     assert main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]) == DIVERGED_EXIT
-    message = capsys.readouterr().err
+    message = caplog.text
     folder = tmp_path / "run" / "nonfinite" / "step-3"
     assert f"recipe replay {folder}" in message
     saved = torch.load(folder / "batch.pt", weights_only=False)
