@@ -1,4 +1,4 @@
-"""A packed folder on the Hub: `upload(out, "USER/NAME")`, or `python -m data_prep pack ... --repo-id USER/NAME`."""
+"""The packed folder as the Hub sees it: its dataset card, and `upload(out, "USER/NAME")` (`pack ... --repo-id`)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,51 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import yaml
 from huggingface_hub import HfApi
 
+from data_prep.statistics import counts_table
 from recipe.hub import as_user_errors, head_commit, send_files, with_retries
 from recipe.schema import UserError
 
 PATIENCE = 3600.0  # seconds in which the upload is tried again
+CARD = """\
+---
+{header}---
+
+# {title}
+
+Boxes are COCO `[x, y, width, height]` in pixels of the image after its EXIF orientation, cut at its border. The image
+bytes are the original files'. Read it with `datasets.load_dataset("{source}")`.
+
+Packed with `python -m data_prep pack`, every image decoded; "px" are sqrt(area) after the training resize:
+
+{table}
+"""
+
+
+def write_dataset_card(out: Path, manifest: dict[str, Any], repo_id: str | None = None) -> None:
+    """Write README.md, from whose header `load_dataset` and the Hub's viewer learn the splits."""
+    splits, sizes = manifest["splits"], []
+    for name, split in splits.items():
+        size = sum(file["bytes"] for file in split["files"])
+        sizes.append({"name": name, "num_bytes": size, "num_examples": split["images"]})
+    total = sum(size["num_bytes"] for size in sizes)
+    data_files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
+    header = {
+        "task_categories": ["object-detection"],
+        "dataset_info": {"splits": sizes, "download_size": total, "dataset_size": total},
+        "configs": [{"config_name": "default", "data_files": data_files}],
+    }
+    text = CARD.format(
+        header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
+        title=repo_id or "Crowd detection: " + " and ".join(manifest["classes"]),
+        source=repo_id or "DIR",
+        table=counts_table(splits),
+    )
+    (out / "README.md").write_text(text, encoding="utf-8")
 
 
 def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
