@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -183,11 +182,9 @@ def parse_line(line: str, classes: Classes, polygons: bool) -> PixelBox | None:
         raise ValueError("polygon", f"{len(words)} values; `--polygons boxes` packs the box around it")
     if len(values) != 4 and not (is_polygon and values):
         raise ValueError("malformed", f"not five numbers `class cx cy w h`: {shown}")
-    if not math.isfinite(number + sum(values)):
-        raise ValueError("not_finite", shown)
     if number not in classes:
         raise ValueError("class", f"class {words[0]}, allowed are {', '.join(map(str, classes))}")
-    if max(map(abs, values)) > NORMALISED:
+    if not all(abs(value) <= NORMALISED for value in values):  # of a NaN too
         raise ValueError("not_normalised", f"shares of the image are expected, not pixels: {shown}")
     if is_polygon:
         corners = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))

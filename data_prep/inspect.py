@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +34,7 @@ LEAK = "numbers on validation would be too good: split by sequence, for example 
 def inspect(
     yolo_dir: Path, options: ReadOptions = AS_WRITTEN, json_file: Path | None = None, *, workers: int = 2
 ) -> int:
-    """Print statistics and problems, write both to `json_file`. Returns 1 when `pack` would refuse the folder, else 0."""
+    """Print statistics and problems, write both to `json_file`; returns 1 when `pack` would refuse the folder."""
     folder = open_folder(yolo_dir, options)
     if json_file:
         json_file.write_text("")  # before minutes of reading, not after
@@ -51,9 +51,9 @@ def inspect(
     if json_file:
         report = {"splits": counts, "advice": advice, "problems": [problem._asdict() for problem in problems]}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    rules = sorted(Counter(f"{problem.action}: {problem.rule}" for problem in problems).items())
     print(counts_table(counts), table(parts), sep="\n\n", end="\n\n")
-    for line in (*(f"{rule}: {count:,}" for rule, count in rules), *advice, *refused):
+    rules = [f"{name}: {rule}: {n:,}" for name, split in counts.items() for rule, n in split["problems"].items()]
+    for line in (*rules, *advice, *refused):
         print(printable(str(line)))
     command = f"python -m data_prep pack {yolo_dir} --out OUT"
     if refused:

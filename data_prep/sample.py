@@ -32,9 +32,8 @@ def make_sample(out: Path, train: int, val: int, seed: int = 0) -> None:
             role = ROLES.get(index, "") if images >= ROLES_FROM else ""
             role = "" if role == "dense" and split == "val" else role  # one such image, in train
             size = (900, 900) if role == "square" else SIZES[index % len(SIZES)]
-            _write_example(
-                out, f"{split}/{split}_{index:05d}", np.random.default_rng([seed, number, index]), size, role
-            )
+            rng = np.random.default_rng([seed, number, index])
+            _write_example(out, f"{split}/{split}_{index:05d}", rng, size, role)
     (out / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: [{', '.join(CLASS_NAMES)}]\n")
 
 

@@ -124,11 +124,11 @@ def test_inspect_says_which_class_cannot_be_learned(tmp_path, capsys):
         (["pack", "{tmp}/nowhere", "--out", "{tmp}/out"], "there is no folder"),
         (["inspect", "{tmp}"], "no data.yaml"),
         (["pack", "{tmp}/in", "--out", "{tmp}/in/data.yaml"], "File exists"),
-        (["pack", "{tmp}/in", "--out", "{tmp}/in/data.yaml/out"], "cannot write to"),
+        (["pack", "{tmp}/in", "--out", "{tmp}/in/data.yaml/out"], "Not a directory"),
         (["pack", "{tmp}/in", "--out", "{tmp}/in"], "give another --out"),
-        (["inspect", "{tmp}/in", "--json", "{tmp}/nowhere/report.json"], "cannot write"),
+        (["inspect", "{tmp}/in", "--json", "{tmp}/nowhere/report.json"], "No such file"),
         (["sample", "{tmp}/in"], "is not empty"),
-        (["sample", "{tmp}/in/data.yaml/out"], "cannot write to"),
+        (["sample", "{tmp}/in/data.yaml/out"], "Not a directory"),
     ],
 )
 def test_a_mistake_gives_one_line_and_exit_code_2(tmp_path, capsys, words, message):

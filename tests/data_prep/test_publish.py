@@ -154,7 +154,7 @@ def test_pack_with_a_repo_id_is_what_load_dataset_reads(hub, tmp_path, capsys):
     command = ["pack", str(tmp_path / "yolo"), "--out", str(tmp_path / "packed"), "--repo-id", NAME]
     assert main(command) == 0
     head = hub.repo(NAME, "datasets").resolve("main")
-    assert f"{NAME} holds them, in commit {head}" in capsys.readouterr().out
+    assert f"{NAME} holds it, in commit {head}" in capsys.readouterr().out
     assert main(command) == 0
     assert hub.repo(NAME, "datasets").resolve("main") == head
     assert f'load_dataset("{NAME}")' in hub.repo(NAME, "datasets").read("README.md", "main").decode()
