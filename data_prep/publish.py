@@ -71,7 +71,7 @@ def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
     with as_user_errors(f"--repo-id {repo_id}: not sent, the same command resumes"):
         create = partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
         repo_id = with_retries(f"creating {repo_id}", create, deadline).repo_id
-        info = with_retries(f"reading {repo_id}", partial(api.repo_info, repo_id, repo_type="dataset"), deadline)
+        info = with_retries(f"reading {repo_id}", partial(api.dataset_info, repo_id), deadline)
         there = {file.rfilename for file in info.siblings or ()}
         if "manifest.json" not in there and there - {".gitattributes", "README.md"}:
             raise UserError(f"--repo-id {repo_id}: holds something else than a packed dataset; give another")
