@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from recipe.schema import CLASS_NAMES, UserError
-
-if TYPE_CHECKING:
-    from data_prep.entries import ReadOptions
-
-
-def byte_count(text: str) -> int:
-    """`256MB` or `1GB` as a number of bytes."""
-    match = re.fullmatch(r"([1-9]\d*)(MB|GB)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 256MB or 1GB")
-    return int(match[1]) * {"MB": 10**6, "GB": 10**9}[match[2]]
 
 
 def from_one(text: str) -> int:
     """An integer of 1 or more."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
+    if int(text) < 1:
+        raise ValueError
     return int(text)
+
+
+def megabytes(text: str) -> int:
+    """`256MB` as a number of bytes."""
+    return from_one(text.removesuffix("MB")) * 10**6
 
 
 def assignment(text: str) -> tuple[str, str]:
     """`pedestrian=person` as its two sides."""
     left, _, right = text.rpartition("=")
     if not left or right not in CLASS_NAMES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(f'={name}' for name in CLASS_NAMES)}")
+        raise ValueError
     return left, right
 
 
 def share(text: str) -> float:
     """A number between 0 and 1."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    if not 0 < float(text) < 1:
+        raise ValueError
+    return float(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,37 +51,30 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="show what a trainer needs to know, and every problem")
     pack = commands.add_parser("pack", help="write Parquet shards, dataset card, problems.csv and manifest.json")
+    cores = len(os.sched_getaffinity(0))
     for command in (inspect, pack):
-        command.add_argument("yolo_dir", type=Path, metavar="YOLO_DIR", help="the folder that holds data.yaml")
-        cores = len(os.sched_getaffinity(0))
-        command.add_argument("--workers", type=from_one, default=cores, help=f"processes ({cores})")
-        _add_read_options(command)
+        add = command.add_argument
+        add("yolo_dir", type=Path, metavar="YOLO_DIR", help="the folder that holds data.yaml")
+        add("--workers", type=from_one, default=cores, help=f"processes ({cores})")
+        # the fields of data_prep.entries.ReadOptions
+        mapped = "a class that is ours"
+        add("--map", dest="rename", type=assignment, action="append", default=[], metavar="NAME=person", help=mapped)
+        add("--drop", action="append", default=[], metavar="NAME", help="a class to leave out; '*' for all others")
+        alone = "in images with such names only this class was annotated"
+        add("--labelled", type=assignment, action="append", default=[], metavar="GLOB=person", help=alone)
+        add("--val-fraction", type=share, default=0.0, metavar="0.1", help="hold out images, by sequence")
+        add("--seed", type=int, default=0, help="which images --val-fraction takes (0)")
+        polygons = "boxes: pack the box around each (refuse)"
+        add("--polygons", choices=("refuse", "boxes"), default="refuse", help=polygons)
     inspect.add_argument("--json", type=Path, metavar="FILE", help="write statistics and every problem to FILE")
-    pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the dataset goes")
-    pack.add_argument(
-        "--on-bad",
-        choices=("fail", "skip"),
-        default="fail",
-        help="fail: refuse everything when a line or an image is bad; skip: leave those out and list them (fail)",
-    )
-    pack.add_argument(
-        "--shard-size", type=byte_count, default=256 * 10**6, metavar="256MB", help="image bytes per shard"
-    )
-    pack.add_argument("--repo-id", metavar="USER/NAME", help="upload it to this Hub dataset repo")
-    pack.add_argument("--public", action="store_true", help="a new repo is for everybody to see; else it is private")
+    add = pack.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="where the dataset goes")
+    bad = "fail: refuse everything when a line or an image is bad; skip: leave those out and list them (fail)"
+    add("--on-bad", choices=("fail", "skip"), default="fail", help=bad)
+    add("--shard-size", type=megabytes, default="256MB", metavar="256MB", help="image bytes per shard")
+    add("--repo-id", metavar="USER/NAME", help="upload it to this Hub dataset repo")
+    add("--public", action="store_true", help="a new repo is for everybody to see; else it is private")
     return top
-
-
-def _add_read_options(command: argparse.ArgumentParser) -> None:
-    """The fields of `data_prep.entries.ReadOptions`."""
-    add, many = command.add_argument, dict[str, Any](action="append", default=[])
-    add("--map", dest="rename", type=assignment, metavar="NAME=person", help="a class that is ours", **many)
-    add("--drop", metavar="NAME", help="a class to leave out; '*' for all others", **many)
-    labelled = "in images with such names only this class was annotated"
-    add("--labelled", type=assignment, metavar="GLOB=person", help=labelled, **many)
-    add("--val-fraction", type=share, default=0.0, metavar="0.1", help="hold out images for validation, by sequence")
-    add("--seed", type=int, default=0, help="which images --val-fraction takes (0)")
-    add("--polygons", choices=("refuse", "boxes"), default="refuse", help="boxes: pack the box around each (refuse)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,62 +85,50 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # folders' names need not be UTF-8
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return {"sample": _sample, "inspect": _inspect, "pack": _pack}[args.command](args)
+        return run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        advice = "give folders that can be read and written, on a disk with room"
+        print(f"error: {' '.join(argv)}: {error}; {advice}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again", file=sys.stderr)
         return 130
 
 
-def _sample(args: argparse.Namespace) -> int:
-    from data_prep.sample import make_sample
+def run(args: argparse.Namespace) -> int:
+    """One command; libraries are imported only where there is work."""
+    if args.command == "sample":
+        from data_prep.sample import make_sample
 
-    make_sample(args.out, args.train, args.val, args.seed)
-    print(f"{args.train} + {args.val} images are in {args.out}; next: python -m data_prep inspect {args.out}")
-    return 0
-
-
-def _read_options(args: argparse.Namespace) -> ReadOptions:
+        make_sample(args.out, args.train, args.val, args.seed)
+        print(f"{args.train} + {args.val} images are in {args.out}; next: python -m data_prep inspect {args.out}")
+        return 0
     from data_prep.entries import ReadOptions
 
-    return ReadOptions(**{name: value for name, value in vars(args).items() if name in ReadOptions.__annotations__})
+    options = ReadOptions(**{name: getattr(args, name) for name in ReadOptions.__annotations__})
+    if args.command == "inspect":
+        from data_prep.inspect import inspect
 
-
-def _inspect(args: argparse.Namespace) -> int:
-    from data_prep.inspect import inspect
-
-    return inspect(args.yolo_dir, _read_options(args), args.json, workers=args.workers)
-
-
-def _pack(args: argparse.Namespace) -> int:
-    from data_prep.dataset_card import conservation
+        return inspect(args.yolo_dir, options, args.json, workers=args.workers)
+    from data_prep.publish import upload
     from data_prep.shards import pack
+    from data_prep.statistics import counts_table
+    from recipe.hub import check_write_access
 
     if args.repo_id:
-        from data_prep.upload import upload
-        from recipe.hub import check_write_access
-
         logging.info(check_write_access(args.repo_id, "dataset"))  # before hours of packing
-    manifest = pack(
-        args.yolo_dir,
-        args.out,
-        _read_options(args),
-        on_bad=args.on_bad,
-        workers=args.workers,
-        shard_size=args.shard_size,
-        repo_id=args.repo_id,
-    )
-    for name, split in manifest["splits"].items():
-        print(f"{name}: {conservation(split)}")
-    shards = sum(len(split["files"]) for split in manifest["splits"].values())
-    print(f"{shards} shards are in {args.out}; problems.csv lists everything that was cut, dropped or left out")
+    settings = {name: getattr(args, name) for name in ("on_bad", "workers", "shard_size", "repo_id")}
+    manifest = pack(args.yolo_dir, args.out, options, **settings)
+    print(counts_table(manifest["splits"]))
+    print(f"packed to {args.out}; its problems.csv lists everything that was cut, dropped or left out")
     if args.repo_id:
-        print(f"{args.repo_id} holds them, in commit {upload(args.out, args.repo_id, private=not args.public)}")
+        print(f"{args.repo_id} holds it, in commit {upload(args.out, args.repo_id, private=not args.public)}")
     print(f"next: recipe train --data {args.out}")
     return 0
 

@@ -1,18 +1,27 @@
-"""What a folder of photographs holds, before any of them is read: splits of entries, and what their classes mean."""
+"""What a folder of photographs holds, before any of them is read: splits of entries, and what their classes mean.
+
+What is wrong in the input becomes a `Problem` with one of these actions:
+
+    clipped   a box reached over the image's border and was cut there
+    dropped   a box without any area inside the image, the same line once more, or a class that `--drop` names
+    ignored   a file that belongs to no image
+    refused   a line or an image that cannot be trusted; `pack` stops, or leaves it out with `--on-bad skip`
+"""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data_prep.files import printable
-from data_prep.labels import Classes, PixelBox, Problem
 from recipe.schema import CLASS_NAMES, UserError
+
+Classes = Mapping[int, int | None]  # a class id of the input -> ours, or None where it is dropped
+PixelBox = tuple[float, ...]  # our class, x1, y1, x2, y2, iscrowd
 
 
 @dataclass(frozen=True)
@@ -30,15 +39,33 @@ class ReadOptions:
 AS_WRITTEN = ReadOptions()
 
 
+class Problem(NamedTuple):
+    """One row of problems.csv, and how many boxes it cost. `line` counts from 1; 0 means the complete file."""
+
+    file: str
+    line: int
+    rule: str
+    action: str
+    detail: str
+    boxes: int = 0
+
+    def __str__(self) -> str:
+        return f"  {self.file}{f':{self.line}' if self.line else ''}  {self.rule}: {self.detail}"
+
+
 class Entry(NamedTuple):
     """An image and where its boxes are; paths are relative to the dataset's root."""
 
-    name: str  # relative to the split's folder of images
+    name: str  # as packed; relative to the split's folder of images
     image: str
     label: str | None
-    size: int  # of the image file, bytes
     boxes: tuple[PixelBox, ...] | None = None  # where one label file describes many images
     line: int = 0  # of that file
+
+
+def name_of(image: str) -> str:
+    """A relative name that never leads above a folder that somebody unpacks it to."""
+    return os.path.normpath(os.path.join("/", image))[1:]
 
 
 @dataclass
@@ -47,7 +74,6 @@ class Split:
 
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)  # boxes that belong to no image, by rule
 
 
 @dataclass
@@ -65,15 +91,6 @@ class Folder:
         return [number for number, name in enumerate(CLASS_NAMES) if name in named or not named]
 
 
-def entry_at(
-    root: Path, image: str, label: str | None, boxes: tuple[PixelBox, ...] | None = None, line: int = 0
-) -> Entry:
-    """The entry of an image that a list names; a missing file is noticed when it is read."""
-    size = os.path.getsize(root / image) if os.path.isfile(root / image) else 0
-    name = os.path.normpath(os.path.join("/", image))[1:]  # never above a folder that somebody unpacks it to
-    return Entry(name, image, label, size, boxes, line)
-
-
 def class_ids(names: Any, path: Path, options: ReadOptions) -> Classes:
     """Class id -> our index, or None where --drop names the class. Capitals do not matter.
 
@@ -87,11 +104,10 @@ def class_ids(names: Any, path: Path, options: ReadOptions) -> Classes:
         found = {}
     if not found:
         raise UserError(f"{path} needs `names: [{', '.join(CLASS_NAMES)}]`, a list or one name for each class id")
-    known: dict[str, int | None] = {name: number for number, name in enumerate(CLASS_NAMES)}
+    known: dict[str, int | None] = dict.fromkeys(found.values()) if "*" in options.drop else {}
+    known |= {name: number for number, name in enumerate(CLASS_NAMES)}
     known |= {name.lower(): CLASS_NAMES.index(ours) for name, ours in options.rename}
-    known |= {name: None for name in found.values() if name in map(str.lower, options.drop)}
-    if "*" in options.drop:
-        known = dict.fromkeys(found.values()) | known
+    known |= {name.lower(): None for name in options.drop}
     there = printable(", ".join(found.values()))[:200]
     if len(set(found.values())) < len(found) or set(found.values()) - set(known):
         raise UserError(

@@ -14,30 +14,28 @@ from pathlib import Path
 from recipe.schema import IMAGE_SUFFIXES
 
 
-def list_files(folder: Path) -> list[tuple[str, int]]:
-    """What lies below a folder, sorted, as (relative name, bytes); linked folders are read once.
+def list_files(folder: Path) -> list[str]:
+    """Relative names of what lies below a folder, sorted; linked folders are read once.
 
     A folder that is not read is listed instead: hidden ones, links that lead back, and those named like a file.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    found: list[tuple[str, int]] = []
+    found: list[str] = []
     start = os.path.realpath(folder)
     entered, todo = {start}, [""]
     while todo:
         base = todo.pop()
-        with os.scandir(os.path.join(folder, base)) as items:
-            for item in sorted(items, key=lambda item: item.name):
-                name = os.path.join(base, item.name)
-                like_a_file = item.name.startswith(".") or suffix(name) in (*IMAGE_SUFFIXES, ".txt")
-                if os.path.isdir(item.path) and not like_a_file:
-                    real = os.path.realpath(item.path)
-                    if real not in entered and not start.startswith(os.path.join(real, "")):
-                        entered.add(real)
-                        todo.append(name)
-                        continue
-                found.append((name, item.stat().st_size if os.path.exists(item.path) else 0))
+        for name in sorted(os.listdir(os.path.join(folder, base))):
+            path = os.path.join(folder, base, name)
+            like_a_file = name.startswith(".") or suffix(name) in (*IMAGE_SUFFIXES, ".txt")
+            real = "" if like_a_file or not os.path.isdir(path) else os.path.realpath(path)
+            if not real or real in entered or start.startswith(os.path.join(real, "")):
+                found.append(os.path.join(base, name))
+            else:
+                entered.add(real)
+                todo.append(os.path.join(base, name))
     return sorted(found)
 
 

@@ -1,22 +1,29 @@
 """List a folder of labelled photographs: `folder = open_folder(DIR)`. Nothing but its lists is read yet.
 
-Knows a YOLO folder (data.yaml), CrowdHuman's and COCO's layout. The rules for label lines are in data_prep.labels,
-those for images in data_prep.image.
+Knows a YOLO folder (data.yaml, or classes.txt in a flat one) and CrowdHuman's layout.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
+import random
+from collections import defaultdict
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
+from typing import Any
 
-from data_prep.entries import AS_WRITTEN, Folder, ReadOptions, Split, class_ids
+from data_prep.entries import AS_WRITTEN, Entry, Folder, PixelBox, ReadOptions, Split, class_ids, name_of
 from data_prep.files import printable, read_file
-from data_prep.json_labels import open_coco, open_crowdhuman
-from data_prep.sequences import hold_out
 from data_prep.yolo import YAML_BYTES, list_split, read_yaml
-from recipe.schema import SPLITS, UserError
+from recipe.schema import CLASS_NAMES, SPLITS, UserError
+
+log = logging.getLogger(__name__)
+
+ODGT_BYTES = 2**31
 
 
 def open_folder(yolo_dir: Path, options: ReadOptions = AS_WRITTEN) -> Folder:
@@ -28,33 +35,30 @@ def open_folder(yolo_dir: Path, options: ReadOptions = AS_WRITTEN) -> Folder:
     """
     if not os.path.isdir(yolo_dir):
         raise UserError(f"there is no folder {yolo_dir}: give the folder that holds data.yaml")
-    try:
-        if not os.path.lexists(yolo_dir / "data.yaml") and any(yolo_dir.glob("annotation_*.odgt")):
-            folder = open_crowdhuman(yolo_dir, options)
-        elif not os.path.lexists(yolo_dir / "data.yaml") and any(yolo_dir.glob("annotations/instances_*.json")):
-            folder = open_coco(yolo_dir, options)
-        else:
-            folder = _open_yolo(yolo_dir, options)
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; get the right to read it") from error
+    has_yaml = os.path.lexists(yolo_dir / "data.yaml")
+    is_crowdhuman = not has_yaml and any(yolo_dir.glob("annotation_*.odgt"))
+    folder = _open_crowdhuman(yolo_dir, options) if is_crowdhuman else _open_yolo(yolo_dir, options)
     splits = folder.splits
     if options.val_fraction:
         if "validation" in splits:
             raise UserError(f"--val-fraction {options.val_fraction}: {yolo_dir} names images for validation already")
-        splits["validation"] = hold_out(splits["train"], options.val_fraction, options.seed)
+        splits["validation"] = _hold_out(splits["train"], options.val_fraction, options.seed)
     if missing := {"train", "validation"} - set(splits):
         raise UserError(
             f"{yolo_dir} has no {missing.pop()} split: data.yaml must name its images as `train:` and `val:`; "
             "`--val-fraction 0.1` holds out a tenth of the training images"
         )
     folder.splits = {name: splits[name] for name in SPLITS.values() if name in splits}
-    for flag in options.labelled:
-        names = (entry.name for split in splits.values() for entry in split.entries)
-        if not any(fnmatchcase(name, flag[0]) for name in names):
-            raise UserError(
-                f"--labelled {'='.join(flag)}: no image has such a name, as problems.csv and inspect show it"
-            )
-    _refuse_shared(splits, folder.root)
+    for glob, name in options.labelled:
+        if not any(fnmatchcase(entry.name, glob) for split in splits.values() for entry in split.entries):
+            raise UserError(f"--labelled {glob}={name}: no image has such a name")
+    owner: dict[str, str] = {}
+    for name, split in splits.items():
+        for entry in split.entries:
+            other = owner.setdefault(os.path.realpath(folder.root / entry.image), name)
+            if other != name:  # the best epoch must not be chosen on images that were trained on
+                shared = f"{other} and {name} share images, for example {printable(entry.image)}"
+                raise UserError(f"{shared}: give each split in data.yaml a folder of its own")
     return folder
 
 
@@ -65,11 +69,11 @@ def _open_yolo(yolo_dir: Path, options: ReadOptions) -> Folder:
         config = read_yaml(path)
     elif class_list.is_file():
         path, names = class_list, read_file(class_list, YAML_BYTES).decode("utf-8-sig", errors="replace")
-        config = {"train": ".", "names": names.split("\n")[: names.rstrip().count("\n") + 1]}
+        config = {"train": ".", "names": names.rstrip().splitlines()}
     else:
         raise UserError(
             f"{yolo_dir} holds no data.yaml: `python -m data_prep sample OUT` writes an example "
-            "(CrowdHuman's annotation_train.odgt, COCO's instances_train*.json or classes.txt are read too)"
+            "(CrowdHuman's annotation_train.odgt and a flat folder with classes.txt are read too)"
         )
     root = yolo_dir / str(config.get("path") or "")
     root = root if os.path.isdir(root) else yolo_dir  # `path` often names the machine that made the dataset
@@ -79,14 +83,64 @@ def _open_yolo(yolo_dir: Path, options: ReadOptions) -> Folder:
     return Folder(root, classes, splits, options)
 
 
-def _refuse_shared(splits: dict[str, Split], root: Path) -> None:
-    """The best epoch must not be chosen on images that were trained on."""
-    real_folder = cache(os.path.realpath)  # whatever links lead there
-    owner: dict[str, str] = {}
-    for name, split in splits.items():
-        for entry in split.entries:
-            folder, file = os.path.split(root / entry.image)
-            other = owner.setdefault(os.path.join(real_folder(folder), file), name)
-            if other != name:
-                shared = f"{other} and {name} share images, for example {printable(entry.image)}"
-                raise UserError(f"{shared}: give each split in data.yaml a folder of its own")
+def _open_crowdhuman(root: Path, options: ReadOptions) -> Folder:
+    """DIR/annotation_train.odgt, annotation_val.odgt and DIR/Images: `fbox` is a person, `hbox` a head.
+
+    Source: Shao et al., CrowdHuman, arXiv:1805.00123. Ignored boxes and masks become iscrowd 1 of their class.
+    """
+    splits = {}
+    for key, name in SPLITS.items():
+        file = f"annotation_{key}.odgt"
+        if not (root / file).exists():
+            continue
+        entries = []
+        try:
+            for number, line in enumerate(read_file(root / file, ODGT_BYTES).splitlines(), 1):
+                row = json.loads(line)
+                image, boxes = f"Images/{row['ID']}.jpg", tuple(_crowdhuman_boxes(row["gtboxes"]))
+                entries.append(Entry(name_of(image), image, file, boxes, number))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = printable(f"{type(error).__name__}: {error}")[:200]
+            raise UserError(f"{root / file} is not as CrowdHuman writes it ({reason}): fetch it again") from error
+        splits[name] = Split(sorted(entries))
+    return Folder(root, dict(enumerate(range(len(CLASS_NAMES)))), splits, options)
+
+
+def _crowdhuman_boxes(found: list[dict[str, Any]]) -> Iterator[PixelBox]:
+    for box in found:
+        for category, key, attributes in ((0, "fbox", "extra"), (1, "hbox", "head_attr")):
+            if category == 0 or key in box:
+                x, y, w, h = map(float, box[key])
+                if not math.isfinite(x + y + w + h):
+                    raise ValueError(f"{key} {box[key]}")
+                ignored = box["tag"] != "person" or box.get(attributes, {}).get("ignore", 0)
+                yield category, x, y, x + w, y + h, int(bool(ignored))
+
+
+def sequence_of(name: str) -> str:
+    """`film/frame_` of `film/frame_0012.jpg`: frames differ only in trailing digits. A numbered image stands alone."""
+    return os.path.splitext(name)[0].rstrip("0123456789") or name
+
+
+def _hold_out(split: Split, fraction: float, seed: int) -> Split:
+    """Move about `fraction` of a split's images to a new one, complete sequences at random.
+
+    Frames of one film are no independent photographs. Where every sequence is longer, it is the end of the longest.
+    """
+    sequences = defaultdict(list)
+    for entry in split.entries:
+        sequences[sequence_of(entry.name)].append(entry)
+    wanted = round(fraction * len(split.entries))
+    held: set[Entry] = set()
+    for sequence in random.Random(seed).sample(sorted(sequences), len(sequences)):
+        if len(held) + len(sequences[sequence]) <= wanted:
+            held |= set(sequences[sequence])
+    if not held and wanted:
+        longest = max(sequences.values(), key=len)
+        held = set(longest[-wanted:])
+        log.info("every sequence is longer than --val-fraction: its images are the end of %s*", longest[0].name)
+    kept = [entry for entry in split.entries if entry not in held]
+    if not held or not kept:
+        raise UserError(f"--val-fraction {fraction}: of {len(split.entries)} images none would be left in one split")
+    split.entries = kept
+    return Split(sorted(held))

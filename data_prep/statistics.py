@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.entries import Split
+from data_prep.entries import Problem
 from data_prep.example import Example
 from recipe.config import Config
 from recipe.data.geometry import Geometry
@@ -18,103 +19,83 @@ QUERIES = Config.num_queries
 SIDES = (8, 16, 32)  # px, bounds for sqrt(area) after the training resize
 
 
+class Seen(NamedTuple):
+    """What is kept of an image that is packed; its boxes without the ignored regions."""
+
+    name: str
+    digest: bytes  # of the file's bytes
+    category: np.ndarray  # [n] int8
+    side: np.ndarray  # [n] int16 px, sqrt(area) after the training resize
+    ignored: int = 0  # boxes with iscrowd 1
+    portrait: bool = False
+
+
+def see(example: Example) -> Seen:
+    labels, height, width = example.labels, example.height, example.width
+    people = labels.iscrowd == 0
+    resized_height, resized_width = Geometry().resized(height, width)
+    area = labels.bbox_xywh[people, 2:].prod(axis=1) * (resized_height * resized_width / (height * width))
+    category, side = labels.category[people].astype(np.int8), np.sqrt(area).astype(np.int16)
+    digest = hashlib.sha256(example.data).digest()
+    return Seen(example.entry.name, digest, category, side, int((~people).sum()), height > width)
+
+
 @dataclass
-class Tally:
-    """Counts of some images; tallies add up."""
+class Survey:
+    """What became of some images of a split; surveys add up."""
 
     images_in: int = 0
-    images_left_out: int = 0
-    portrait: int = 0
     boxes_in: int = 0
-    ignored_regions: int = 0  # boxes with iscrowd 1, which are no targets
-    dropped: Counter[str] = field(default_factory=Counter)  # boxes by rule
-    problems: Counter[str] = field(default_factory=Counter)  # by "action: rule"
-    crowds: Counter[tuple[int, ...]] = field(default_factory=Counter)  # (12, 9): images with 12 persons and 9 heads
-    sides: Counter[tuple[int, int]] = field(default_factory=Counter)  # (1, 8): heads of 8 px, rounded down
+    problems: list[Problem] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)  # as in manifest.json: name, images, bytes, sha256
 
-    @classmethod
-    def of_split(cls, split: Split) -> Tally:
-        """What is known before an image is read: the files that belong to none."""
-        tally = cls(boxes_in=split.dropped.total(), dropped=+split.dropped)
-        tally.problems.update(f"{problem.action}: {problem.rule}" for problem in split.problems)
-        return tally
+    def __add__(self, other: Survey) -> Survey:
+        return Survey(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def add(self, example: Example) -> None:
-        labels, height, width = example.labels, example.height, example.width
-        self.images_in += 1
-        self.boxes_in += labels.boxes_in
-        self.dropped += labels.dropped
-        self.problems.update(f"{problem.action}: {problem.rule}" for problem in labels.problems)
-        if not example.data:
-            self.images_left_out += 1
-            return
-        self.portrait += height > width
-        people = labels.iscrowd == 0
-        category = labels.category[people]
-        self.ignored_regions += len(people) - len(category)
-        self.crowds[tuple(np.bincount(category, minlength=len(CLASS_NAMES)).tolist())] += 1
-        resized_height, resized_width = Geometry().resized(height, width)
-        area = labels.bbox_xywh[people, 2:].prod(axis=1) * (resized_height * resized_width / (height * width))
-        self.sides.update(zip(category.tolist(), np.sqrt(area).astype(int).tolist(), strict=True))
+    def refused(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.action == "refused"]
 
     def boxes_per_image(self) -> np.ndarray:  # [images]
-        return np.repeat([sum(counts) for counts in self.crowds], list(self.crowds.values())).astype(int)
+        return np.array([len(image.category) for image in self.seen], int)
 
-    def split_counts(self) -> dict[str, Any]:
-        """In and out by rule, and what a trainer needs to know, as plain numbers; shares between 0 and 1."""
+    def sides(self, category: int) -> np.ndarray:  # [boxes of this class] px
+        return np.concatenate([image.side[image.category == category] for image in self.seen] or [np.zeros(0)])
+
+    def counts(self) -> dict[str, Any]:
+        """In and out, and what a trainer needs to know, as plain numbers; shares between 0 and 1."""
         boxes = self.boxes_per_image()
-        per_class = [sum(counts[k] * n for counts, n in self.crowds.items()) for k in range(len(CLASS_NAMES))]
-        return {
+        found: dict[str, Any] = {
             "images_in": self.images_in,
-            "images_left_out": self.images_left_out,
-            "images": len(boxes),
-            "portrait": self.portrait,
-            "images_without_boxes": int((boxes == 0).sum()),
-            "images_beyond_queries": int((boxes > QUERIES).sum()),
+            "images_left_out": self.images_in - len(self.seen),
+            "images": len(self.seen),
+            "portrait": sum(image.portrait for image in self.seen),
             "boxes_in": self.boxes_in,
-            "boxes_dropped": dict(sorted(self.dropped.items())),
-            "ignored_regions": self.ignored_regions,
+            "boxes_dropped": sum(problem.boxes for problem in self.problems),
+            "ignored_regions": sum(image.ignored for image in self.seen),
             "boxes": int(boxes.sum()),
-            "boxes_beyond_queries": int(np.maximum(boxes - QUERIES, 0).sum()),
-            "boxes_per_class": dict(zip(CLASS_NAMES, per_class, strict=True)),
-            "boxes_per_image": {
-                "mean": round(float(boxes.mean()), 2) if len(boxes) else 0.0,
-                "p95": float(np.percentile(boxes, 95)) if len(boxes) else 0.0,
-                "max": int(boxes.max(initial=0)),
-            },
-            "box_sizes": {
-                name: {f"below_{bound}_px": self._share_below(k, bound, max(per_class[k], 1)) for bound in SIDES}
-                for k, name in enumerate(CLASS_NAMES)
-            },
-            "problems": dict(sorted(self.problems.items())),
+            "boxes_per_image": round(float(boxes.mean()), 2) if len(boxes) else 0.0,
+            "most_boxes": int(boxes.max(initial=0)),
+            f"images_beyond_{QUERIES}_queries": int((boxes > QUERIES).sum()),
         }
-
-    def _share_below(self, category: int, bound: int, boxes: int) -> float:
-        return round(sum(n for (k, side), n in self.sides.items() if k == category and side < bound) / boxes, 4)
-
-
-def counts_table(splits: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The header and rows of a table for people: one column per split, one row per thing that a trainer needs."""
-    columns = [_column(counts) for counts in splits.values()]
-    return [("", *splits), *((label, *(column[label] for column in columns)) for label in columns[0])]
+        for category, name in enumerate(CLASS_NAMES):
+            side = self.sides(category)
+            found[f"{name}_boxes"] = len(side)
+            for bound in SIDES:
+                found[f"{name}_share_below_{bound}_px"] = round(float((side < bound).sum()) / max(len(side), 1), 4)
+        rules = Counter(f"{problem.action}: {problem.rule}" for problem in self.problems)
+        return found | {"problems": dict(sorted(rules.items()))}
 
 
-def _column(counts: dict[str, Any]) -> dict[str, str]:
-    per_image, per_class = counts["boxes_per_image"], counts["boxes_per_class"]
-    lines = {
-        "images": f"{counts['images']:,}",
-        "landscape or square / portrait": f"{counts['images'] - counts['portrait']:,} / {counts['portrait']:,}",
-        "images without any box": f"{counts['images_without_boxes']:,}",
-        "boxes": f"{counts['boxes']:,}",
-        " / ".join(per_class): " / ".join(f"{count:,}" for count in per_class.values()),
-        "ignored regions": f"{counts['ignored_regions']:,}",
-        "boxes per image: mean, 95 %, max": f"{per_image['mean']:.1f}, {per_image['p95']:.0f}, {per_image['max']:,}",
-        f"images with more boxes than {QUERIES} queries": f"{counts['images_beyond_queries']:,}",
-        "boxes that no query is left for": f"{counts['boxes_beyond_queries']:,}",
-    }
-    for name, shares in counts["box_sizes"].items():
-        lines[f"{name} boxes below {', '.join(map(str, SIDES))} px"] = ", ".join(f"{x:.1%}" for x in shares.values())
-    return lines
+def counts_table(splits: dict[str, dict[str, Any]]) -> str:
+    """One column per split."""
+    numbers = [key for key, value in next(iter(splits.values())).items() if isinstance(value, int | float)]
+    rows = [(key.replace("_", " "), *(f"{counts[key]:,}" for counts in splits.values())) for key in numbers]
+    return table([("", *splits), *rows])
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """A header and rows as Markdown."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
+    return "\n".join([lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]])

@@ -12,13 +12,12 @@ from typing import Any
 
 import yaml
 
-from data_prep.entries import Entry, Split, entry_at
+from data_prep.entries import Entry, Problem, Split, name_of
+from data_prep.example import LABEL_BYTES, label_lines
 from data_prep.files import list_files, printable, read_file, suffix
-from data_prep.labels import Problem, label_lines
 from recipe.schema import IMAGE_SUFFIXES, UserError
 
 YAML_BYTES = 2**18  # 4,000 class names; more would be parsed for seconds
-LABEL_BYTES = 2**24  # 400,000 boxes
 LIST_BYTES = 2**28
 NOT_LABELS = ("classes.txt", "labels.txt")  # annotation tools leave these beside the label files
 
@@ -69,31 +68,28 @@ def _add_folder(split: Split, root: Path, images: Path, key: str, name_from_root
     labels_in = os.path.dirname(_label_of(os.path.join(images_in, "x")))
     if not os.path.isdir(root / labels_in):
         raise UserError(f"the `{key}` label files should be in {root / labels_in}: make this folder, it may be empty")
-    files = _files_in(root, images_in)
-    labels_beside = labels_in == images_in
-    label_at = {}  # path without .txt -> path
-    for file in [file for file in files if suffix(file) == ".txt"] if labels_beside else _files_in(root, labels_in):
-        if suffix(file) == ".txt" and not _is_hidden(file):
-            label_at[os.path.splitext(file)[0]] = file
-        elif not labels_beside:
-            split.problems.append(Problem(printable(file), 0, "not_a_label", "ignored", "no .txt file, or hidden"))
-    for file, size in files.items():
-        if suffix(file) in IMAGE_SUFFIXES and not _is_hidden(file):
-            name = file if name_from_root else os.path.relpath(file, images_in)
-            split.entries.append(Entry(name, file, label_at.pop(os.path.splitext(_label_of(file))[0], None), size))
-        elif not (labels_beside and suffix(file) == ".txt"):
-            detail = "hidden" if _is_hidden(file) else f"suffix {printable(suffix(file)) or 'missing'}"
-            split.problems.append(Problem(printable(file), 0, "not_an_image", "ignored", detail))
-    for file in label_at.values():
+    image_files, label_files = (
+        {os.path.normpath(os.path.join(folder, name)) for name in list_files(root / folder)}
+        for folder in (images_in, labels_in)
+    )
+    found = {file for file in image_files if suffix(file) in IMAGE_SUFFIXES and not _is_hidden(file)}
+    labels = {file for file in label_files if suffix(file) == ".txt" and not _is_hidden(file)}
+    for file in found:
+        label = _label_of(file)
+        name = file if name_from_root else os.path.relpath(file, images_in)
+        split.entries.append(Entry(name, file, label if label in labels else None))
+    for file in sorted((image_files | label_files) - found - labels):
+        split.problems.append(Problem(printable(file), 0, "not_read", "ignored", "hidden, or no image and no label"))
+    for file in sorted(labels - set(map(_label_of, found))):
         if os.path.basename(file) in NOT_LABELS:
             continue
+        boxes = 0
         try:
-            lines = len(label_lines(read_file(root / file, LABEL_BYTES)))
-            split.dropped["label_without_image"] += lines
-            detail = f"{lines} boxes"
+            boxes = len(label_lines(read_file(root / file, LABEL_BYTES)))
+            detail = f"{boxes} boxes"
         except (OSError, ValueError) as error:
             detail = str(error)
-        split.problems.append(Problem(printable(file), 0, "label_without_image", "ignored", detail))
+        split.problems.append(Problem(printable(file), 0, "label_without_image", "ignored", detail, boxes))
 
 
 def _add_list(split: Split, root: Path, path: Path) -> None:
@@ -101,15 +97,11 @@ def _add_list(split: Split, root: Path, path: Path) -> None:
     text = read_file(path, LIST_BYTES).decode("utf-8-sig", errors="surrogateescape")
     for line in filter(None, map(str.strip, text.splitlines())):
         file = os.path.normpath(os.path.join(os.path.relpath(path.parent, root), line))
-        if suffix(file) not in IMAGE_SUFFIXES:
-            split.problems.append(Problem(printable(file), 0, "not_an_image", "ignored", f"listed in {path.name}"))
-            continue
-        label = _label_of(file)
-        split.entries.append(entry_at(root, file, label if os.path.lexists(root / label) else None))
-
-
-def _files_in(root: Path, folder: str) -> dict[str, int]:
-    return {os.path.normpath(os.path.join(folder, name)): size for name, size in list_files(root / folder)}
+        if suffix(file) in IMAGE_SUFFIXES:
+            label = _label_of(file)
+            split.entries.append(Entry(name_of(file), file, label if os.path.lexists(root / label) else None))
+        else:
+            split.problems.append(Problem(printable(file), 0, "not_read", "ignored", f"listed in {path.name}"))
 
 
 def _label_of(image: str) -> str:

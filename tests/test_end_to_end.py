@@ -26,7 +26,7 @@ from transformers import (
     DINOv3ViTConfig,
 )
 
-from data_prep.upload import upload
+from data_prep.publish import upload
 from recipe.cli import main
 from recipe.config import DEADLINE_EXIT, Config
 from recipe.data.dataset import load_split

@@ -61,7 +61,7 @@ def test_an_image_or_label_that_is_no_regular_file_is_left_out_and_listed(tmp_pa
     assert main(["pack", str(root), "--out", str(tmp_path / "out"), "--on-bad", "skip"]) == 0
     assert problems_of(tmp_path / "out") == {
         ("images/train/odd.jpg", "unreadable_image", "left out"),
-        ("images/train/odd.txt", "not_an_image", "ignored"),
+        ("images/train/odd.txt", "not_read", "ignored"),
         ("images/train/b.jpg", "unreadable_label", "left out"),
         ("labels/train/orphan.txt", "label_without_image", "ignored"),
     }
@@ -83,15 +83,15 @@ def test_names_are_escaped_when_shown_and_hidden_files_are_listed(tmp_path, caps
     left_out = [r"new\nline", r"red\x1b[31m", r"caf\xe9", r"\u202ertl"]
     assert problems_of(tmp_path / "out") == {
         *((f"images/train/{name}.jpg", "file_name", "left out") for name in left_out),
-        ("images/train/.hidden.jpg", "not_an_image", "ignored"),
-        ("labels/train/.hidden.txt", "not_a_label", "ignored"),
+        ("images/train/.hidden.jpg", "not_read", "ignored"),
+        ("labels/train/.hidden.txt", "not_read", "ignored"),
     }
 
 
 def test_a_hidden_folder_is_listed_and_not_read(tmp_path):
     root = write_folder(tmp_path / "in", {"a.jpg": (picture(), GOOD), ".trash/b.jpg": (picture(), GOOD)})
     found = [(problem.file, problem.rule) for problem in open_folder(root).splits["train"].problems]
-    assert found == [("labels/train/.trash", "not_a_label"), ("images/train/.trash", "not_an_image")]
+    assert found == [("images/train/.trash", "not_read"), ("labels/train/.trash", "not_read")]
 
 
 def test_files_over_the_limit_are_refused_unread(tmp_path, monkeypatch):
@@ -174,5 +174,5 @@ def test_a_data_yaml_that_is_no_regular_file_is_one_line(tmp_path, capsys, kind)
 
 
 def test_limits_hold_what_people_have():
-    assert yolo.LABEL_BYTES > 10_000 * 40
+    assert example.LABEL_BYTES > 10_000 * 40
     assert yolo.YAML_BYTES > 100_000

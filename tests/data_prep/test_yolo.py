@@ -1,9 +1,10 @@
-"""Reading a YOLO folder: what is accepted, cut, dropped and refused (data_prep.yolo, labels, image, example)."""
+"""Reading a YOLO folder: what is accepted, cut, dropped and refused (data_prep.yolo, example)."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,10 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from yolo_folder import picture, write_folder
 
-from data_prep.example import read_example
+from data_prep.example import image_size, read_example, read_labels
 from data_prep.folder import open_folder
-from data_prep.image import image_size
-from data_prep.labels import read_labels
 from recipe.schema import UserError
 
 BOTH = {0: 0, 1: 1}
@@ -24,6 +23,13 @@ share = st.floats(0, 1, allow_subnormal=False)
 
 def labels_of(text: str | bytes, width: int = 100, height: int = 200):
     return read_labels(text if isinstance(text, bytes) else text.encode(), "a.txt", BOTH, width, height)
+
+
+def dropped_boxes(problems):
+    dropped = Counter()
+    for problem in problems:
+        dropped[problem.rule] += problem.boxes
+    return +dropped
 
 
 def examples_of(root):
@@ -47,7 +53,7 @@ def test_every_box_lies_inside_the_image_and_none_is_lost(rows, width):
         "".join(f"{row[0]} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in rows), width
     )
     x, y, w, h = labels.bbox_xywh.T
-    assert labels.boxes_in == len(rows) == len(labels.category) + labels.dropped.total()
+    assert labels.boxes_in == len(rows) == len(labels.category) + dropped_boxes(labels.problems).total()
     assert (x >= 0).all()
     assert (y >= 0).all()
     assert (w > 0).all()
@@ -80,9 +86,9 @@ def test_an_overstep_from_rounding_to_six_digits_is_clipped_but_not_reported():
         ("2 0.5 0.5 0.2 0.2", "class"),
         ("-1 0.5 0.5 0.2 0.2", "class"),
         ("0.5 0.5 0.5 0.2 0.2", "class"),
-        ("0 nan 0.5 0.2 0.2", "not_finite"),
-        ("0 0.5 0.5 inf 0.2", "not_finite"),
-        ("nan 0.5 0.5 0.2 0.2", "not_finite"),
+        ("0 nan 0.5 0.2 0.2", "not_normalised"),
+        ("0 0.5 0.5 inf 0.2", "not_normalised"),
+        ("nan 0.5 0.5 0.2 0.2", "class"),
         ("0 0.5 0.5 -0.2 0.2", "negative_size"),
         ("0 512 300 80 120", "not_normalised"),
     ],
@@ -91,7 +97,7 @@ def test_a_line_that_cannot_be_trusted_is_refused_alone(line, rule):
     labels = labels_of(f"0 0.5 0.5 0.2 0.2\n{line}\n")
     assert [(p.line, p.rule, p.action) for p in labels.problems] == [(2, rule, "refused")]
     assert len(labels.category) == 1
-    assert labels.dropped == {rule: 1}
+    assert dropped_boxes(labels.problems) == {rule: 1}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def test_a_line_that_cannot_be_trusted_is_refused_alone(line, rule):
 def test_a_box_without_area_or_written_twice_is_dropped_and_counted(line, rule):
     labels = labels_of(f"1.0 0.5 0.5 0.4 0.4\n{line}\n")
     assert [(p.line, p.rule, p.action) for p in labels.problems] == [(2, rule, "dropped")]
-    assert labels.dropped == {rule: 1}
+    assert dropped_boxes(labels.problems) == {rule: 1}
 
 
 def test_the_same_box_for_another_class_is_no_duplicate():
@@ -170,7 +176,7 @@ def test_a_truncated_image_is_refused_with_all_its_boxes(tmp_path, form):
         ("images/train/a.jpg", 0, "unreadable_image", "refused")
     ]
     assert not example.data
-    assert (example.labels.boxes_in, example.labels.dropped) == (2, {"unreadable_image": 2})
+    assert (example.labels.boxes_in, dropped_boxes(example.labels.problems)) == (2, {"unreadable_image": 2})
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"no image at all", picture()[:40]])
@@ -183,7 +189,7 @@ def test_what_is_no_image_is_refused_with_a_reason(tmp_path, data):
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
 def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(form, monkeypatch):
     """A JPEG of 40,000 x 40,000 is 15 MB on disk, and 6.4 GB in each worker that trains on it."""
-    monkeypatch.setattr("data_prep.image.MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr("data_prep.example.MAX_PIXELS", 64 * 48 - 1)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     monkeypatch.setattr("simplejpeg.decode_jpeg", None)
     with pytest.raises(ValueError, match="64 x 48 pixels, at most 3,071"):
@@ -241,8 +247,8 @@ def test_linked_folders_are_read_but_not_round_in_a_circle(tmp_path):
     examples = examples_of(root)
     assert [example.entry.name for example in examples] == ["c.jpg", "more/a.jpg", "more/deep/b.jpg"]
     assert [len(example.labels.category) for example in examples] == [1, 1, 1]
-    looped = [problem.file for problem in open_folder(root).splits["train"].problems if problem.rule == "not_an_image"]
-    assert looped == ["images/train/again", "images/train/more/back"]
+    looped = [problem.file for problem in open_folder(root).splits["train"].problems if problem.rule == "not_read"]
+    assert looped == [f"{kind}/train/{name}" for kind in ("images", "labels") for name in ("again", "more/back")]
 
 
 @pytest.mark.parametrize("text", [None, ""])
@@ -277,10 +283,10 @@ def test_files_that_belong_to_no_image_are_listed(tmp_path):
     (tmp_path / "labels/train/classes.txt").write_text("person\nhead\n")
     split = open_folder(tmp_path).splits["train"]
     assert [(p.file, p.rule, p.action) for p in split.problems] == [
-        ("images/train/film.mp4", "not_an_image", "ignored"),
+        ("images/train/film.mp4", "not_read", "ignored"),
         ("labels/train/gone.txt", "label_without_image", "ignored"),
     ]
-    assert split.dropped == {"label_without_image": 2}
+    assert dropped_boxes(split.problems) == {"label_without_image": 2}
 
 
 def test_a_folder_called_images_above_the_dataset_does_not_mislead(tmp_path):

@@ -20,7 +20,7 @@ from loopback.store import HubError
 from published import IMAGE, JOB_ENV, publish
 from training.test_dashboard import WRITE_TOKEN, Server
 
-from data_prep.upload import upload
+from data_prep.publish import upload
 from jobs import launch
 from recipe.cli import main
 

@@ -1,4 +1,4 @@
-"""The dataset on the Hub: what changed travels, once, and privately (data_prep.upload)."""
+"""The dataset on the Hub: what changed travels, once, and privately (data_prep.publish)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from conftest import make_yolo
 from loopback.hub import LoopbackHub
 
-from data_prep import upload as room
+from data_prep import publish as room
 from data_prep.__main__ import main
-from data_prep.upload import upload
+from data_prep.publish import upload
 from recipe.schema import UserError
 
 NAME = "alice/crowd"
@@ -107,7 +107,7 @@ def test_an_upload_that_was_killed_goes_on_without_sending_a_shard_twice(hub, tm
     """SIGKILL while the third shard is on its way."""
     folder = make_packed(tmp_path / "packed")
     hub.fail("lfs-storage", delay=0.5)
-    code = "import sys, pathlib; from data_prep.upload import upload; upload(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    code = "import sys, pathlib; from data_prep.publish import upload; upload(pathlib.Path(sys.argv[1]), sys.argv[2])"
     env = hub.env("hf_alice", tmp_path / "home") | {"PYTHONPATH": os.getcwd()}
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), NAME], env=env, stderr=subprocess.DEVNULL)
     while sum(entry.status == 200 for entry in hub.requests if "lfs-storage" in entry.path) < 2:
@@ -154,7 +154,7 @@ def test_pack_with_a_repo_id_is_what_load_dataset_reads(hub, tmp_path, capsys):
     command = ["pack", str(tmp_path / "yolo"), "--out", str(tmp_path / "packed"), "--repo-id", NAME]
     assert main(command) == 0
     head = hub.repo(NAME, "datasets").resolve("main")
-    assert f"{NAME} holds them, in commit {head}" in capsys.readouterr().out
+    assert f"{NAME} holds it, in commit {head}" in capsys.readouterr().out
     assert main(command) == 0
     assert hub.repo(NAME, "datasets").resolve("main") == head
     assert f'load_dataset("{NAME}")' in hub.repo(NAME, "datasets").read("README.md", "main").decode()
