@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data_prep.files import printable
+from recipe.files import printable
 from recipe.schema import CLASS_NAMES, UserError
 
 Classes = Mapping[int, int | None]  # a class id of the input -> ours, or None where it is dropped

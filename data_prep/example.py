@@ -15,7 +15,7 @@ import simplejpeg
 from PIL import Image
 
 from data_prep.entries import Classes, Entry, Folder, PixelBox, Problem
-from data_prep.files import printable, read_file
+from recipe.files import printable, read_file
 from recipe.schema import MAX_PIXELS, PIL_FORMATS
 
 LABEL_BYTES = 2**24  # 400,000 boxes

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.entries import AS_WRITTEN, Entry, Folder, PixelBox, ReadOptions, Split, class_ids, name_of
-from data_prep.files import printable, read_file
 from data_prep.yolo import YAML_BYTES, list_split, read_yaml
+from recipe.files import printable, read_file
 from recipe.schema import CLASS_NAMES, SPLITS, UserError
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.entries import AS_WRITTEN, ReadOptions
-from data_prep.files import printable
 from data_prep.folder import open_folder, sequence_of
 from data_prep.parquet import read_folder
 from data_prep.statistics import QUERIES, Seen, Survey, counts_table, table
 from recipe.config import Config
+from recipe.files import printable
 from recipe.schema import CLASS_NAMES
 
 BYTES_AT_ONCE = 16 * 10**6  # of images that a process reads before it hands their counts over

@@ -12,33 +12,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from itertools import islice
+from contextlib import ExitStack
 from typing import TypeVar
 
 import cv2
+import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress, TextColumn
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
+from recipe.data.images import decode
+from recipe.files import printable, read_file
 from recipe.model.checkpoint import load_detector, load_processor
-from recipe.prediction.files import File, dataset_ids, find_files, printable, read_image
-from recipe.prediction.predictor import Image, Predictor, batches_of_one_size, class_thresholds
-from recipe.prediction.results import Results, as_coco, label_name, new_file
-from recipe.prediction.video import Video, VideoWriter
+from recipe.prediction.files import File, dataset_ids, find_files
+from recipe.prediction.predictor import Detections, Predictor, class_thresholds
+from recipe.prediction.results import Results, as_coco, label_lines, label_name, new_file
+from recipe.prediction.video import Video, video_writer
 from recipe.report.draw import draw_boxes
-from recipe.schema import CLASS_NAMES, UserError
+from recipe.schema import CLASS_NAMES, MAX_PIXELS, UserError
 from recipe.training.run import writable
 
-logger = logging.getLogger(__name__)
-
 ALL_FRAMES = 0.9  # of the number in a video's header, which may be an estimate
-LOG_SECONDS = 30  # between two lines on progress where there is no terminal
+MAX_BYTES = MAX_PIXELS * 8  # four channels of 16 bits, not compressed
 
 Item = TypeVar("Item")
 
@@ -88,24 +86,23 @@ def predict_images(
 ) -> None:
     """Predict images, given with their ids, and write what `save` names."""
 
-    def decoded() -> Iterator[Image]:
+    def decoded() -> Iterator[tuple[tuple[int, File], np.ndarray]]:
         for image_id, file in track(images, len(images), "images"):
             try:
-                image = Image(image_id, file, read_image(file.path))
+                pixels = decode(read_file(file.path, MAX_BYTES))
             except Exception as error:  # a decoder's errors share no base: PIL's DecompressionBombError, SyntaxError
                 results.add_failed(file.path, error)
             else:
-                yield image
+                yield (image_id, file), pixels
 
-    at_once = 1 if predictor.tile else predictor.batch_size
-    for batch in batches_of_one_size(decoded(), lambda image: predictor.size(image.pixels), at_once):
-        for image, found in zip(batch, predictor([image.pixels for image in batch]), strict=True):
-            results.add(image, found)
-            if "yolo" in save:
-                results.save_labels(image, found)
-            if "drawings" in save:
-                drawn = draw_boxes(image.pixels, found.boxes_xyxy, found.labels, found.scores)
-                results.save_drawing(image, drawn)
+    for (image_id, file), pixels, found in predictor.detect(decoded()):
+        results.add(image_id, file, pixels, found)
+        if "yolo" in save:
+            lines = label_lines(found, *pixels.shape[:2])
+            results.save(results.folder / "labels" / label_name(file), lines.encode())
+        if "drawings" in save:
+            _, data = cv2.imencode(".jpg", draw(pixels, found))  # OpenCV is not given a name, which may crash it
+            results.save(results.path_for(image_id, file, ".jpg"), data.tobytes())
 
 
 def predict_video(predictor: Predictor, number: int, file: File, results: Results, drawn: bool) -> None:
@@ -115,46 +112,44 @@ def predict_video(predictor: Predictor, number: int, file: File, results: Result
         OSError, ValueError, cv2.error: it is not a video, or ends before its time; what was there is written.
     """
     video = Video(file.path)
-    frames = track(video, video.frames, "frames")
     count = 0
     with ExitStack() as stack:
         lines = stack.enter_context(new_file(results.path_for(number, file, ".jsonl")))
         if drawn:
-            writer = stack.enter_context(closing(VideoWriter(results.path_for(number, file, ".mp4"), video)))
-        while batch := list(islice(frames, predictor.batch_size)):
-            for (seconds, pixels), found in zip(batch, predictor([pixels for _, pixels in batch]), strict=True):
-                row = {"frame": count, "seconds": seconds, "detections": as_coco(*found)}
-                lines.write(json.dumps(row) + "\n")
-                if drawn:
-                    writer.write(draw_boxes(pixels, found.boxes_xyxy, found.labels, found.scores))
-                results.count(found)
-                count += 1
+            writer = stack.enter_context(video_writer(results.path_for(number, file, ".mp4"), video))
+        for seconds, pixels, found in predictor.detect(track(video, video.frames, "frames")):
+            lines.write(json.dumps({"frame": count, "seconds": seconds, "detections": as_coco(*found)}) + "\n")
+            if drawn:
+                writer.write(draw(pixels, found))
+            results.count(found)
+            count += 1
     if count < video.frames * ALL_FRAMES or not count:
         raise ValueError(f"it ends after {count} of {video.frames} frames")
 
 
+def draw(pixels: np.ndarray, found: Detections) -> np.ndarray:
+    """RGB pixels [height, width, 3] with boxes, classes and scores, as BGR for OpenCV."""
+    return cv2.cvtColor(draw_boxes(pixels, found.boxes_xyxy, found.labels, found.scores), cv2.COLOR_RGB2BGR)
+
+
 def check_label_names(images: Sequence[File]) -> None:
     """Raise UserError if two images would have one label file."""
-    names = [label_name(file) for file in images]
-    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+    ((name, count),) = Counter(map(label_name, images)).most_common(1) or [("", 0)]
+    if count > 1:
         raise UserError(
-            f"--save yolo: several images would have the label file {printable(twice)}; rename them, or predict one "
+            f"--save yolo: several images would have the label file {printable(name)}; rename them, or predict one "
             "folder at a time"
         )
 
 
+class Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.1f} {task.description}/s")
+
+
 def track(items: Iterable[Item], total: int, unit: str) -> Iterator[Item]:
-    """Pass items on, with a bar that says how many a second, or a line each half minute where there is no terminal."""
-    terminal = sys.stderr.isatty()
-    started = said = time.monotonic()
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, console=Console(stderr=True), disable=not terminal) as bar:
-        task = bar.add_task(unit, total=total or None, rate="")
-        for done, item in enumerate(items, 1):
-            yield item
-            now = time.monotonic()
-            rate = f"{done / (now - started):.1f} {unit}/s"
-            bar.update(task, completed=done, rate=rate)
-            if not terminal and now - said > LOG_SECONDS:
-                logger.info("predict: %d of %s, %s", done, total or "?", rate)
-                said = now
+    """Pass items on under a bar that says how many a second; without a terminal it is one line, at the end."""
+    with Progress(*Progress.get_default_columns(), Rate(), console=Console(stderr=True)) as bar:
+        yield from bar.track(items, total or None, description=unit)

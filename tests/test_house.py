@@ -17,13 +17,14 @@ def tracked(*patterns: str) -> list[Path]:
 
 # What a folder or file may import of this project, besides its own folder. Everything stands on config and schema,
 # which stand on nothing; data, model and evaluation never import each other, nor do training and report.
-GROUND = {"recipe.config", "recipe.schema"}
+GROUND = {"recipe.config", "recipe.schema", "recipe.files"}
 BELOW = {"recipe.record", "recipe.pace", "recipe.version"} | GROUND  # standard library only
 LIBRARY = BELOW | {"recipe.hub", "recipe.data.geometry", "recipe.arguments"}
 ROOMS = LIBRARY | {"recipe.data", "recipe.model", "recipe.evaluation"}
 FLOORS = {
     "recipe/config.py": set(),
     "recipe/schema.py": set(),
+    "recipe/files.py": set(),
     "recipe/version.py": set(),
     "recipe/record.py": GROUND,
     "recipe/pace.py": GROUND,

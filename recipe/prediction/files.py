@@ -1,29 +1,23 @@
-"""The images and videos that `recipe predict` is pointed at, and their bytes.
+"""The images and videos that `recipe predict` is pointed at.
 
-    files = find_files(["photos/", "clip.mp4"], out=Path("outputs/predictions"))
-    pixels = read_image(files[0].path)
-
-People made these folders by hand: nothing in them may hang or stop a run, and only regular files are opened.
+files = find_files(["photos/", "clip.mp4"], out=Path("outputs/predictions"))
+ids = dataset_ids("USER/DATASET", files)
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import fsspec
-import numpy as np
 import pyarrow.parquet as pq
 
-from recipe.data.images import decode
+from recipe.files import printable
 from recipe.hub import as_user_errors
-from recipe.schema import IMAGE_SUFFIXES, MAX_PIXELS, UserError
+from recipe.schema import IMAGE_SUFFIXES, UserError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
-MAX_BYTES = MAX_PIXELS * 8  # four channels of 16 bits, not compressed
 
 
 class File(NamedTuple):
@@ -69,31 +63,6 @@ def _refuse(error: OSError) -> NoReturn:
     raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from error
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The pixels of an image file, uint8 [height, width, 3] RGB.
-
-    Raises:
-        ValueError, OSError, ...: why there are none, in words.
-    """
-    check_regular(path)
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if not 0 < len(data) <= MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES:,} bytes" if data else "the file is empty")
-    return decode(data)
-
-
-def check_regular(path: Path) -> None:
-    """Raise ValueError unless this is a regular file: a pipe would wait for its other end, a device never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("not a regular file")
-
-
-def printable(text: str | Path) -> str:
-    """A name in one line for any screen: newlines, escape codes and bytes that are not UTF-8 become \\n, \\x1b, ..."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
 def dataset_ids(data: str, files: Iterable[File]) -> list[int]:
     """The image_id of each file in a packed folder or Hub dataset, of which only names and ids are read.
 
@@ -102,14 +71,12 @@ def dataset_ids(data: str, files: Iterable[File]) -> list[int]:
     Raises:
         UserError: no such dataset, or it does not hold one of the files, or two of that name.
     """
-    known: dict[str, set[int]] = {}
+    place = data if Path(data).is_dir() else f"hf://datasets/{data}"
     with as_user_errors(f"--data {data}"):
-        place = os.path.abspath(data) if os.path.isdir(data) else f"hf://datasets/{data}"
-        filesystem, root = fsspec.url_to_fs(place)
-        for shard in filesystem.glob(f"{root}/data/*.parquet"):
-            table = pq.ParquetFile(shard, filesystem=filesystem).read(columns=["image_id", "image.path"])
-            for row in table.to_pylist():
-                known.setdefault(row["image"]["path"], set()).add(row["image_id"])
+        table = pq.read_table(f"{place}/data", columns=["image_id", "image.path"])
+    known: dict[str, set[int]] = {}
+    for row in table.to_pylist():
+        known.setdefault(row["path"], set()).add(row["image_id"])
     found: list[int] = []
     for file in files:
         parts = file.path.resolve().parts

@@ -1,6 +1,6 @@
 """What is written of detections: a line for each image as it comes, COCO's results at the end, YOLO's label files.
 
-results = Results(folder); results.add(image, found); results.close(coco=True)
+results = Results(folder); results.add(image_id, file, pixels, found); results.close(coco=True)
 write_results(folder, rows)                                  # `recipe evaluate --save-detections`
 """
 
@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-import cv2
 import numpy as np
 
+from recipe.files import printable
 from recipe.hub import first_line
-from recipe.prediction.files import File, printable
-from recipe.prediction.predictor import Detections, Image
+from recipe.prediction.files import File
+from recipe.prediction.predictor import Detections
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,23 +42,22 @@ def as_coco(boxes_xyxy: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> l
 def write_results(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write predictions.json, which `pycocotools.coco.COCO.loadRes` reads, and images.json.
 
-    Row by row: 12,000 crowds with 300 boxes each would take gigabytes.
+    Box by box: 12,000 crowds with 300 boxes each would take gigabytes.
 
     Args:
         rows: one an image, {"image_id", "file_name", "height", "width", "detections": as_coco(...)}.
     """
-    with new_file(folder / "predictions.json") as results, new_file(folder / "images.json") as images:
+    images = []
+    with new_file(folder / "predictions.json") as file:
+        before = "["
         for row in rows:
-            _extend(results, [{"image_id": row["image_id"]} | found for found in row["detections"]])
-            _extend(images, [{"id": row["image_id"]} | {key: row[key] for key in ("file_name", "height", "width")}])
-        for file in (results, images):
-            file.write("]\n" if file.tell() else "[]\n")
-
-
-def _extend(file: TextIO, items: list[dict[str, Any]]) -> None:
-    """Add to a JSON array that is not closed yet."""
-    if items:
-        file.write((",\n" if file.tell() else "[") + ",\n".join(map(json.dumps, items)))
+            images.append({"id": row["image_id"]} | {key: row[key] for key in ("file_name", "height", "width")})
+            for found in row["detections"]:
+                file.write(before + json.dumps({"image_id": row["image_id"]} | found))
+                before = ",\n"
+        file.write("[]\n" if before == "[" else "]\n")
+    with new_file(folder / "images.json") as file:
+        json.dump(images, file)
 
 
 class Results:
@@ -73,9 +72,8 @@ class Results:
         self._failed = new_file(folder / "failed.csv")
         csv.writer(self._failed).writerow(("file", "reason"))
 
-    def add(self, image: Image, found: Detections) -> None:
-        height, width = image.pixels.shape[:2]
-        row = {"image_id": image.image_id, "file_name": str(image.file.path), "height": height, "width": width}
+    def add(self, image_id: int, file: File, pixels: np.ndarray, found: Detections) -> None:
+        row = {"image_id": image_id, "file_name": str(file.path), "height": pixels.shape[0], "width": pixels.shape[1]}
         self._lines.write(json.dumps(row | {"detections": as_coco(*found)}) + "\n")
         self.count(found)
 
@@ -94,22 +92,15 @@ class Results:
         stem = re.sub(r"[^\w.-]", "_", Path(file.name).stem)[:50]  # 200 bytes at most; a name may have 255
         return self.folder / f"{image_id:05d}-{stem}{suffix}"
 
-    def save_drawing(self, image: Image, drawn: np.ndarray) -> None:
-        """Write uint8 [height, width, 3] RGB as JPEG; OpenCV is not given the name, which may crash it."""
-        _, data = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-        _write(self.path_for(image.image_id, image.file, ".jpg"), data.tobytes())
-
-    def save_labels(self, image: Image, found: Detections) -> None:
-        """Write YOLO's label file below labels/: class, cx, cy, w, h in shares of the image, clipped to it."""
-        height, width = image.pixels.shape[:2]
-        corner, end = np.split((found.boxes_xyxy / np.array([width, height] * 2, np.float64)).clip(0, 1), 2, axis=1)
-        boxes = np.hstack([(corner + end) / 2, end - corner])  # cxcywh
-        lines = [
-            f"{label} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}\n"
-            for label, (cx, cy, w, h) in zip(found.labels.tolist(), boxes.tolist(), strict=True)
-            if w > 0 and h > 0
-        ]
-        _write(self.folder / "labels" / label_name(image.file), "".join(lines).encode())
+    def save(self, path: Path, data: bytes) -> None:
+        """Write a file of its own; a link in its place is not followed."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.write_bytes(data)
+        except OSError as error:
+            where = f"{printable(path)}: cannot be written ({error.strerror})"
+            raise UserError(f"{where}; make room, or give another folder by `--out DIR`") from error
 
     def close(self, coco: bool) -> None:
         """End with COCO's files, if wanted, made of the lines."""
@@ -126,17 +117,18 @@ def label_name(file: File) -> str:
     return f"{folder}/labels/{name}"[1:] if separator else name[1:]
 
 
+def label_lines(found: Detections, height: int, width: int) -> str:
+    """YOLO's lines: class, cx, cy, w, h in shares of the image, clipped to it."""
+    corner, end = np.split((found.boxes_xyxy / np.array([width, height] * 2, np.float64)).clip(0, 1), 2, axis=1)
+    boxes = np.hstack([(corner + end) / 2, end - corner])  # cxcywh
+    return "".join(
+        f"{label} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}\n"
+        for label, (cx, cy, w, h) in zip(found.labels.tolist(), boxes.tolist(), strict=True)
+        if w > 0 and h > 0
+    )
+
+
 def new_file(path: Path) -> TextIO:
     """A text file that is written line by line; a link in its place is not followed."""
     path.unlink(missing_ok=True)
     return path.open("w", buffering=1, newline="")
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        where = f"{printable(path)}: cannot be written ({error.strerror})"
-        raise UserError(f"{where}; make room, or give another folder by `--out DIR`") from error

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from recipe.prediction.files import check_regular
+from recipe.files import open_file
 from recipe.schema import MAX_PIXELS
 
 # Whatever a file is named, FFmpeg would also open playlists and stream descriptions, which name files and addresses.
@@ -29,7 +30,7 @@ class Video:
     """Frames as (seconds from the start, uint8 [height, width, 3] RGB), upright.
 
     Attributes:
-        height, width: of every frame.
+        size: (width, height) of every frame.
         frames: how many there are as the file says, which may be an estimate, or 0.
         frames_per_second: 25 where the file says nothing that can be.
 
@@ -38,18 +39,16 @@ class Video:
     """
 
     def __init__(self, path: Path) -> None:
-        check_regular(path)
-        with path.open("rb") as file:
+        with open_file(path) as file:
             self._capture = cv2.VideoCapture(f"/proc/self/fd/{file.fileno()}", cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             raise ValueError("not a video in any format that is read")
-        self.height, self.width, self.frames = (
-            max(int(self._capture.get(key)), 0)
-            for key in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_COUNT)
-        )
-        if self.height * self.width > MAX_PIXELS:
-            raise ValueError(f"{self.width}x{self.height} is more than {MAX_PIXELS:,} pixels")
+        width, height = (int(self._capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.size = width, height
+        self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         self.frames_per_second = rate if 0 < rate <= 1000 else 25.0
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
@@ -57,33 +56,28 @@ class Video:
             there, pixels = self._capture.read()
             if not there:
                 return
-            if pixels.shape != (self.height, self.width, 3):
+            if pixels.shape[1::-1] != self.size:
                 raise ValueError("its frames change their size")
             yield self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-class VideoWriter:
-    """An MP4 file without sound, complete once it is closed; odd sides lose a pixel.
+@contextmanager
+def video_writer(path: Path, video: Video) -> Iterator[cv2.VideoWriter]:
+    """An MP4 file like `video`, without sound, for BGR frames; odd sides lose a pixel.
 
     Raises:
         OSError: it cannot be written.
     """
-
-    def __init__(self, path: Path, video: Video) -> None:
-        path.unlink(missing_ok=True)  # a link in its place is not followed
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            name, code = f"/proc/self/fd/{folder}/{path.name}", cv2.VideoWriter_fourcc(*CODEC)  # type: ignore[attr-defined]
-            size = video.width, video.height
-            self._file = cv2.VideoWriter(name, cv2.CAP_FFMPEG, code, video.frames_per_second, size)
-        finally:
-            os.close(folder)
-        if not self._file.isOpened():
-            raise OSError(f"{path.name} cannot be written as a video")
-
-    def write(self, pixels: np.ndarray) -> None:
-        """Add a frame, uint8 [height, width, 3] RGB."""
-        self._file.write(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-
-    def close(self) -> None:
-        self._file.release()
+    path.unlink(missing_ok=True)  # a link in its place is not followed
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        name, code = f"/proc/self/fd/{folder}/{path.name}", cv2.VideoWriter_fourcc(*CODEC)  # type: ignore[attr-defined]
+        writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, code, video.frames_per_second, video.size)
+    finally:
+        os.close(folder)
+    if not writer.isOpened():
+        raise OSError(f"{path.name} cannot be written as a video")
+    try:
+        yield writer
+    finally:
+        writer.release()

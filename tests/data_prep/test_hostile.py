@@ -11,9 +11,9 @@ from yolo_folder import picture, write_folder
 
 from data_prep import example, yolo
 from data_prep.__main__ import main
-from data_prep.files import printable, read_file
 from data_prep.folder import open_folder
 from data_prep.shards import pack
+from recipe.files import printable, read_file
 from recipe.schema import UserError
 
 GOOD = "0 0.5 0.5 0.2 0.2\n"
