@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +19,7 @@ from recipe.data.dataset import CrowdDataset, load_split
 from recipe.data.geometry import Geometry
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import load_detector, load_processor
+from recipe.prediction.results import as_coco, write_results
 from recipe.report.report import print_numbers, read_metrics, write_report
 from recipe.schema import UserError
 from recipe.training.run import device, writable
@@ -53,7 +56,20 @@ def evaluate(options: argparse.Namespace) -> int:
     record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": data, "device": device()}
     print_numbers(write_report(folder, metrics, dataset, record=record, compare=options.compare))
     print(f"report     {folder / 'report' / 'report.md'}")
+    if options.save_detections:
+        write_results(folder, detections(metrics, dataset))
+        print(f"detections {folder / 'predictions.json'}")
     return 0
+
+
+def detections(metrics: DetectionMetrics, dataset: CrowdDataset) -> Iterator[dict[str, Any]]:
+    """What was found in each image, as `recipe predict` writes it."""
+    found = metrics.images()
+    for index, image_id in enumerate(dataset.annotations.image_id.tolist()):
+        image = found[image_id]
+        row = {"image_id": image_id, "file_name": dataset.file_name(index)}
+        row |= dict(zip(("height", "width"), image.size, strict=True))
+        yield row | {"detections": as_coco(image.boxes, image.scores, image.labels)}
 
 
 def output_folder(options: argparse.Namespace) -> Path:

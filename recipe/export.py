@@ -31,11 +31,7 @@ TOLERANCE = 1e-3  # of logits and boxes: ONNX Runtime adds in another order
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write `options.checkpoint` as ONNX to `options.out`, for any batch and image size. Returns the exit code.
-
-    Raises:
-        UserError: no such detector, nothing can be written, a library is missing, or the outputs are not PyTorch's.
-    """
+    """Write `options.checkpoint` as ONNX to `options.out`, for any batch and image size. Returns the exit code."""
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
         raise UserError(f"recipe export needs {', '.join(missing)}: run `pip install 'recipe[export]'`")
     folder = writable(options.out.parent, "--out")
@@ -43,10 +39,9 @@ def export(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: is a folder; give a file, as in `--out {options.out / 'model.onnx'}`")
     model = load_detector(options.checkpoint, options.revision).eval()
     processor = load_processor(options.checkpoint, options.revision)
-    exported = ExportedDetector(model, processor).eval()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as unchecked:
         file = Path(unchecked) / options.out.name
-        write_onnx(exported, file, metadata(model, processor))
+        write_onnx(model, processor, file)
         difference = compare(file, model, processor)
         for part in Path(unchecked).iterdir():  # beyond 2 GB the weights have a file of their own
             part.replace(folder / part.name)
@@ -88,11 +83,11 @@ def metadata(model: Detector, processor: BaseImageProcessor) -> dict[str, str]:
     }
 
 
-def write_onnx(exported: ExportedDetector, file: Path, metadata: dict[str, str]) -> None:
+def write_onnx(model: Detector, processor: BaseImageProcessor, file: Path) -> None:
     """Trace the detector with batch, height and width left open."""
     rows, columns = (torch.export.Dim(name, min=2, max=1024) for name in ("rows", "columns"))  # of patches
     program = torch.onnx.export(
-        exported,
+        ExportedDetector(model, processor).eval(),
         (torch.zeros(2, 3, 4 * PATCH, 6 * PATCH, dtype=torch.uint8),),
         input_names=["images"],
         output_names=["logits", "pred_boxes"],
@@ -101,7 +96,7 @@ def write_onnx(exported: ExportedDetector, file: Path, metadata: dict[str, str])
         verbose=False,
     )
     assert program is not None  # as only the older exporter's is
-    program.model.metadata_props.update(metadata)
+    program.model.metadata_props.update(metadata(model, processor))
     program.save(file)
 
 

@@ -4,17 +4,16 @@
     recipe predict outputs/run crowd.jpg --out outputs/predictions --tile 960x1536 --save coco,yolo,drawings
 
 Into --out go predictions.jsonl and failed.csv while it runs, predictions.json and images.json (COCO) at the end;
-drawings NUMBER-NAME.jpg; labels/NAME.txt, which beside the folder of images can be corrected and packed; and for a
-video NUMBER-NAME.mp4, without sound, and NUMBER-NAME.jsonl with a line for each frame.
+drawings NUMBER-NAME.jpg, of a video NUMBER-NAME.mp4 without sound; and labels/NAME.txt, which beside the folder of
+images can be corrected and packed. A line of predictions.jsonl is an image or, with "frame", a frame of a video.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import TypeVar
 
 import cv2
@@ -29,7 +28,7 @@ from recipe.files import printable, read_file
 from recipe.model.checkpoint import load_detector, load_processor
 from recipe.prediction.files import File, dataset_ids, find_files
 from recipe.prediction.predictor import Detections, Predictor, class_thresholds
-from recipe.prediction.results import Results, as_coco, label_lines, label_name, new_file
+from recipe.prediction.results import Results, label_lines, label_name
 from recipe.prediction.video import Video, video_writer
 from recipe.report.draw import draw_boxes
 from recipe.schema import CLASS_NAMES, MAX_PIXELS, UserError
@@ -96,7 +95,7 @@ def predict_images(
                 yield (image_id, file), pixels
 
     for (image_id, file), pixels, found in predictor.detect(decoded()):
-        results.add(image_id, file, pixels, found)
+        results.add(file, pixels, found, image_id=image_id)
         if "yolo" in save:
             lines = label_lines(found, *pixels.shape[:2])
             results.save(results.folder / "labels" / label_name(file), lines.encode())
@@ -106,23 +105,19 @@ def predict_images(
 
 
 def predict_video(predictor: Predictor, number: int, file: File, results: Results, drawn: bool) -> None:
-    """Predict the frames of a video: a line of JSON for each and, if `drawn`, a video.
+    """Predict the frames of a video: a line for each and, if `drawn`, a video.
 
     Raises:
         OSError, ValueError, cv2.error: it is not a video, or ends before its time; what was there is written.
     """
     video = Video(file.path)
     count = 0
-    with ExitStack() as stack:
-        lines = stack.enter_context(new_file(results.path_for(number, file, ".jsonl")))
-        if drawn:
-            writer = stack.enter_context(video_writer(results.path_for(number, file, ".mp4"), video))
+    with video_writer(results.path_for(number, file, ".mp4"), video) if drawn else nullcontext() as writer:
         for seconds, pixels, found in predictor.detect(track(video, video.frames, "frames")):
-            lines.write(json.dumps({"frame": count, "seconds": seconds, "detections": as_coco(*found)}) + "\n")
-            if drawn:
-                writer.write(draw(pixels, found))
-            results.count(found)
+            results.add(file, pixels, found, frame=count, seconds=seconds)
             count += 1
+            if writer:
+                writer.write(draw(pixels, found))
     if count < video.frames * ALL_FRAMES or not count:
         raise ValueError(f"it ends after {count} of {video.frames} frames")
 
@@ -143,10 +138,8 @@ def check_label_names(images: Sequence[File]) -> None:
 
 
 class Rate(ProgressColumn):
-    """How many a second."""
-
     def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.1f} {task.description}/s")
+        return Text(f"{task.completed / (task.elapsed or 1):.1f}/s")
 
 
 def track(items: Iterable[Item], total: int, unit: str) -> Iterator[Item]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import packed as rows
 import pytest
 import torch
+from pycocotools.coco import COCO
 from small_detector import save, small_config
 
 from recipe.arguments import Arguments
@@ -88,6 +90,32 @@ def test_no_batch_is_of_nothing(flag, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", "outputs/run", "--data", "packed", flag, "0"])
     assert f"argument {flag}: '0' is not a whole number from 1" in capsys.readouterr().err
+
+
+def test_detections_are_saved_as_they_were_found(checkpoint, packed, tmp_path, monkeypatch):
+    """COCO reads them, with the dataset's ids; they are those of the metrics to the last bit of each score."""
+    seen = {}
+
+    def report(_, metrics, *__, **___):
+        seen.update(metrics.images())
+
+    monkeypatch.setattr("recipe.evaluate.write_report", report)
+    monkeypatch.setattr("recipe.evaluate.print_numbers", lambda *_: None)
+    flags = ["--data", str(packed), "--out", str(tmp_path), "--workers", "0", "--save-detections"]
+    assert main(["evaluate", str(checkpoint), *flags]) == 0
+    targets = COCO()
+    images = json.loads((tmp_path / "images.json").read_text())
+    targets.dataset = {"images": images, "categories": [{"id": 0}, {"id": 1}], "annotations": []}
+    targets.createIndex()
+    found = targets.loadRes(str(tmp_path / "predictions.json"))
+    assert {image["id"]: (image["height"], image["width"]) for image in images} == {
+        number: image.size for number, image in seen.items()
+    }
+    assert all(image["file_name"].endswith((".jpg", ".png")) for image in images)
+    for number, image in seen.items():
+        scores = [each["score"] for each in found.imgToAnns[number]]
+        assert scores == image.scores.tolist()
+        assert len(scores) == 12
 
 
 def test_the_metrics_see_which_boxes_are_crowd_regions(checkpoint, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def test_its_metadata_says_how_to_use_it(exported):
 
 def test_one_that_differs_from_pytorch_is_not_there(file, tmp_path, monkeypatch):
     other = save(build_detector(small_config()), tmp_path / "other" / "checkpoint")
-    monkeypatch.setattr(exporting, "write_onnx", lambda exported, unchecked, metadata: shutil.copy(file, unchecked))
+    monkeypatch.setattr(exporting, "write_onnx", lambda model, processor, unchecked: shutil.copy(file, unchecked))
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=r"at 320x480 the exported detector differs from PyTorch by .*not kept"):
         export(Namespace(checkpoint=str(other), revision=None, out=tmp_path / "out" / "crowd.onnx"))

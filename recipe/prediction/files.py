@@ -72,7 +72,7 @@ def dataset_ids(data: str, files: Iterable[File]) -> list[int]:
         UserError: no such dataset, or it does not hold one of the files, or two of that name.
     """
     place = data if Path(data).is_dir() else f"hf://datasets/{data}"
-    with as_user_errors(f"--data {data}"):
+    with as_user_errors(f"--data {data}: no packed dataset here or on the Hub"):
         table = pq.read_table(f"{place}/data", columns=["image_id", "image.path"])
     known: dict[str, set[int]] = {}
     for row in table.to_pylist():

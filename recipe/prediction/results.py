@@ -1,6 +1,6 @@
 """What is written of detections: a line for each image as it comes, COCO's results at the end, YOLO's label files.
 
-results = Results(folder); results.add(image_id, file, pixels, found); results.close(coco=True)
+results = Results(folder); results.add(file, pixels, found, image_id=0); results.close(coco=True)
 write_results(folder, rows)                                  # `recipe evaluate --save-detections`
 """
 
@@ -72,12 +72,10 @@ class Results:
         self._failed = new_file(folder / "failed.csv")
         csv.writer(self._failed).writerow(("file", "reason"))
 
-    def add(self, image_id: int, file: File, pixels: np.ndarray, found: Detections) -> None:
-        row = {"image_id": image_id, "file_name": str(file.path), "height": pixels.shape[0], "width": pixels.shape[1]}
+    def add(self, file: File, pixels: np.ndarray, found: Detections, **keys: float) -> None:
+        """Write the line of an image (keys: image_id) or of a video's frame (keys: frame, seconds)."""
+        row = keys | {"file_name": str(file.path), "height": pixels.shape[0], "width": pixels.shape[1]}
         self._lines.write(json.dumps(row | {"detections": as_coco(*found)}) + "\n")
-        self.count(found)
-
-    def count(self, found: Detections) -> None:
         self.images += 1
         self.boxes += len(found.scores)
 
@@ -103,12 +101,12 @@ class Results:
             raise UserError(f"{where}; make room, or give another folder by `--out DIR`") from error
 
     def close(self, coco: bool) -> None:
-        """End with COCO's files, if wanted, made of the lines."""
+        """End with COCO's files, if wanted, made of the images' lines."""
         self._lines.close()
         self._failed.close()
         if coco:
             with (self.folder / "predictions.jsonl").open() as lines:
-                write_results(self.folder, map(json.loads, lines))
+                write_results(self.folder, (row for row in map(json.loads, lines) if "image_id" in row))
 
 
 def label_name(file: File) -> str:

@@ -13,7 +13,7 @@ from small_detector import small_config
 
 from recipe.model.backbone import tiny_backbone
 from recipe.model.detector import build_processor
-from recipe.prediction.predictor import Image, Predictor, batches_of_one_size, class_thresholds
+from recipe.prediction.predictor import Predictor, class_thresholds
 from recipe.schema import UserError
 
 
@@ -36,7 +36,7 @@ def test_a_score_is_kept_above_its_class_s_threshold_as_the_metrics_count_it():
     detect = predictor(thresholds=(0.5, 0.25))
     found = {"scores": scores, "labels": labels, "boxes": torch.zeros(4, 4)}
     detect.processor.post_process_object_detection = lambda *_, **__: [found]
-    (kept,) = detect([np.zeros((60, 90, 3), np.uint8)])
+    ((_, _, kept),) = detect.detect([(0, np.zeros((60, 90, 3), np.uint8))])
     assert kept.labels.tolist() == [0, 1, 1]
     assert kept.scores.tolist() == [0.75, 0.5, 0.75]
 
@@ -52,29 +52,31 @@ def test_a_threshold_is_as_wished_else_the_checkpoints_else_one_half():
 def test_an_image_is_shown_to_the_model_at_the_size_of_its_training(size):
     """The stock processor would resize 1600x10 to a side of 0."""
     detect = predictor()
-    detect.processor.post_process_object_detection = lambda *_, **__: []
-    detect([photograph(*size)])
+    detect.processor.post_process_object_detection = lambda *_, **__: [
+        dict.fromkeys(("boxes", "scores", "labels"), torch.zeros(0, dtype=int))
+    ]
+    list(detect.detect([(0, photograph(*size))]))
     assert detect.model.pixel_values.shape[-2:] == detect.size(photograph(*size))
 
 
-def test_batches_have_one_size_each_and_hold_every_image_once():
-    sizes = [(9, 9), (5, 9), (9, 9), (9, 9), (5, 9), (7, 7), (9, 9)]
-    images = [Image(number, None, np.zeros((*size, 3), np.uint8)) for number, size in enumerate(sizes)]
-    batches = list(batches_of_one_size(iter(images), lambda image: image.pixels.shape[:2], 2))
-    assert [[image.image_id for image in batch] for batch in batches] == [[0, 2], [1, 4], [3, 6], [5]]
-
-
-def test_images_that_wait_for_others_of_their_size_take_bounded_memory(monkeypatch):
-    monkeypatch.setattr("recipe.prediction.predictor.WAITING_BYTES", 1000)
-    taken = []
+def test_a_batch_is_of_neighbours_of_one_size_and_no_image_is_read_before_its_time(monkeypatch):
+    sizes = [(60, 90), (30, 45), (64, 96), (60, 90), (90, 60), (60, 90)]  # the first three are resized to one size
+    read, batches = [], []
 
     def images():
-        for number in range(30):
-            taken.append(number)
-            yield Image(number, None, np.zeros((10 + number, 10, 3), np.uint8))
+        for number, size in enumerate(sizes):
+            read.append(number)
+            yield number, np.zeros((*size, 3), np.uint8)
 
-    for batch in batches_of_one_size(images(), lambda image: image.pixels.shape[:2], 8):
-        assert taken[-1] - batch[0].image_id <= 4
+    def detect_batch(_, pixels):
+        batches.append(len(pixels))
+        return [()] * len(pixels)
+
+    monkeypatch.setattr(Predictor, "_batch", detect_batch)
+    for number, pixels, _ in predictor(batch_size=2).detect(images()):
+        assert pixels.shape[:2] == sizes[number]
+        assert read[-1] - number <= 2
+    assert batches == [2, 2, 1, 1]
 
 
 def test_more_than_the_gpu_holds_is_said_with_the_flag_that_helps():
@@ -83,7 +85,7 @@ def test_more_than_the_gpu_holds_is_said_with_the_flag_that_helps():
 
     full.device = torch.device("cpu")
     with pytest.raises(UserError, match="--batch_size 4: more than this GPU's memory holds"):
-        predictor(full)([photograph(60, 90)])
+        list(predictor(full).detect([(0, photograph(60, 90))]))
 
 
 class Blobs:
@@ -115,8 +117,8 @@ def test_tiles_find_what_a_view_of_the_complete_image_is_too_coarse_for():
               and not (260 < x < 440 and y < 310)]  # fmt: skip
     for x0, y0, x1, y1 in boxes:
         pixels[y0:y1, x0:x1, 0] = 255
-    (plain,) = predictor(Blobs())([pixels])
-    (tiled,) = predictor(Blobs(), tile=(64, 96), overlap=0.25)([pixels])
+    ((_, _, plain),) = predictor(Blobs()).detect([(0, pixels)])
+    ((_, _, tiled),) = predictor(Blobs(), tile=(64, 96), overlap=0.25).detect([(0, pixels)])
     assert len(tiled.scores) == len(boxes)
     coarse, fine = (np.abs(found.boxes_xyxy[:, None] - np.array(boxes)).max(2).min(0) for found in (plain, tiled))
     assert coarse[1:].min() > 2
