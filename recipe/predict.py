@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import TypeVar
 
 import cv2
@@ -26,10 +25,9 @@ from rich.text import Text
 from recipe.data.images import decode
 from recipe.files import printable, read_file
 from recipe.model.checkpoint import load_detector, load_processor
-from recipe.prediction.files import File, dataset_ids, find_files
+from recipe.prediction.files import File, dataset_ids, find_files, open_video, read_frames
 from recipe.prediction.predictor import Detections, Predictor, class_thresholds
-from recipe.prediction.results import Results, label_lines, label_name
-from recipe.prediction.video import Video, video_writer
+from recipe.prediction.results import Results, label_lines, label_name, open_writer
 from recipe.report.draw import draw_boxes
 from recipe.schema import CLASS_NAMES, MAX_PIXELS, UserError
 from recipe.training.run import writable
@@ -48,11 +46,17 @@ def predict(options: argparse.Namespace) -> int:
     """
     files = find_files(options.paths, options.out)
     images = [file for file in files if not file.is_video]
-    if "yolo" in options.save:
-        check_label_names(images)
+    twice = [name for name, count in Counter(map(label_name, images)).items() if count > 1]
+    if "yolo" in options.save and twice:
+        where = f"--save yolo: several images would have the label file {printable(twice[0])}"
+        raise UserError(f"{where}; rename them, or predict one folder at a time")
     ids = dataset_ids(options.data, images) if options.data else range(len(images))
     out = writable(options.out, "--out")
-    predictor = load_predictor(options)
+    gpu = torch.cuda.is_available()
+    model = load_detector(options.checkpoint, options.revision, bf16=gpu).to("cuda" if gpu else "cpu").eval()
+    processor = load_processor(options.checkpoint, options.revision)
+    thresholds = class_thresholds(model, options.threshold)
+    predictor = Predictor(model, processor, thresholds, options.tile, options.overlap, options.batch_size)
     results = Results(out)
     predict_images(predictor, list(zip(ids, images, strict=True)), results, options.save)
     for number, file in enumerate((file for file in files if file.is_video), max(ids, default=-1) + 1):
@@ -65,19 +69,10 @@ def predict(options: argparse.Namespace) -> int:
         print(f"{results.failed} of {len(files)} files failed: {out / 'failed.csv'}")
     if not results.images:
         raise UserError(f"none of the {len(files)} files could be read")
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(CLASS_NAMES, predictor.thresholds, strict=True))
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(CLASS_NAMES, thresholds, strict=True))
     print(f"{results.boxes} boxes in {results.images} images and frames (thresholds: {shown})")
     print(f"results    {out}")
     return 1 if results.failed else 0
-
-
-def load_predictor(options: argparse.Namespace) -> Predictor:
-    """The checkpoint, on the GPU where there is one."""
-    gpu = torch.cuda.is_available()
-    model = load_detector(options.checkpoint, options.revision, bf16=gpu).to("cuda" if gpu else "cpu").eval()
-    processor = load_processor(options.checkpoint, options.revision)
-    thresholds = class_thresholds(model, options.threshold)
-    return Predictor(model, processor, thresholds, options.tile, options.overlap, options.batch_size)
 
 
 def predict_images(
@@ -110,31 +105,21 @@ def predict_video(predictor: Predictor, number: int, file: File, results: Result
     Raises:
         OSError, ValueError, cv2.error: it is not a video, or ends before its time; what was there is written.
     """
-    video = Video(file.path)
-    count = 0
-    with video_writer(results.path_for(number, file, ".mp4"), video) if drawn else nullcontext() as writer:
-        for seconds, pixels, found in predictor.detect(track(video, video.frames, "frames")):
-            results.add(file, pixels, found, frame=count, seconds=seconds)
-            count += 1
-            if writer:
-                writer.write(draw(pixels, found))
-    if count < video.frames * ALL_FRAMES or not count:
-        raise ValueError(f"it ends after {count} of {video.frames} frames")
+    video = open_video(file.path)
+    writer = open_writer(results.path_for(number, file, ".mp4"), video) if drawn else None
+    frames, count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+    for seconds, pixels, found in predictor.detect(track(read_frames(video), max(frames, 0), "frames")):
+        results.add(file, pixels, found, frame=count, seconds=seconds)
+        count += 1
+        if writer:
+            writer.write(draw(pixels, found))
+    if count < frames * ALL_FRAMES or not count:
+        raise ValueError(f"it ends after {count} of {frames} frames")
 
 
 def draw(pixels: np.ndarray, found: Detections) -> np.ndarray:
     """RGB pixels [height, width, 3] with boxes, classes and scores, as BGR for OpenCV."""
     return cv2.cvtColor(draw_boxes(pixels, found.boxes_xyxy, found.labels, found.scores), cv2.COLOR_RGB2BGR)
-
-
-def check_label_names(images: Sequence[File]) -> None:
-    """Raise UserError if two images would have one label file."""
-    ((name, count),) = Counter(map(label_name, images)).most_common(1) or [("", 0)]
-    if count > 1:
-        raise UserError(
-            f"--save yolo: several images would have the label file {printable(name)}; rename them, or predict one "
-            "folder at a time"
-        )
 
 
 class Rate(ProgressColumn):

@@ -1,23 +1,31 @@
 """The images and videos that `recipe predict` is pointed at.
 
 files = find_files(["photos/", "clip.mp4"], out=Path("outputs/predictions"))
-ids = dataset_ids("USER/DATASET", files)
+for seconds, pixels in read_frames(open_video(files[-1].path)): ...
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import cv2
+import numpy as np
 import pyarrow.parquet as pq
 
-from recipe.files import printable
+from recipe.files import open_file, printable
 from recipe.hub import as_user_errors
-from recipe.schema import IMAGE_SUFFIXES, UserError
+from recipe.schema import IMAGE_SUFFIXES, MAX_PIXELS, UserError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
+SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+
+# Whatever a file is named, FFmpeg would also open playlists and stream descriptions, which name files and addresses.
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "format_whitelist;mov,avi,matroska")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said once, by the command
 
 
 class File(NamedTuple):
@@ -33,7 +41,7 @@ def find_files(paths: Sequence[str], out: Path) -> list[File]:
     """All files that are named, whatever their suffix, and the images and videos below named folders, but for `out`.
 
     Raises:
-        UserError: a path that is not there or is `out` itself, a folder that cannot be read, or no file at all.
+        UserError: a path is not there or is `out`, a folder cannot be read, or there is no file at all.
     """
     found: list[File] = []
     for path in map(Path, paths):
@@ -43,8 +51,7 @@ def find_files(paths: Sequence[str], out: Path) -> list[File]:
             raise UserError(f"--out {out}: holds the images; give a folder of its own: `--out {out / 'predictions'}`")
         found += _below(path, out.resolve()) if path.is_dir() else [File(path, path.name)]
     if not found:
-        suffixes = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
-        raise UserError(f"no images in {', '.join(map(printable, paths))}; read are {suffixes}")
+        raise UserError(f"no images in {', '.join(map(printable, paths))}; read are {', '.join(SUFFIXES)}")
     return found
 
 
@@ -55,7 +62,7 @@ def _below(root: Path, out: Path) -> Iterator[File]:
         folders[:] = [name for name in real if real[name] not in entered]
         entered.update(real.values())
         for path in (Path(folder, name) for name in sorted(names)):
-            if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+            if path.suffix.lower() in SUFFIXES:
                 yield File(path, str(path.relative_to(root)))
 
 
@@ -87,3 +94,39 @@ def dataset_ids(data: str, files: Iterable[File]) -> list[int]:
             raise UserError(f"--data {data}: holds {count} of the name {printable(file.path)}; give their own dataset")
         found += ids
     return found
+
+
+def open_video(path: Path) -> cv2.VideoCapture:
+    """A video file, open for reading.
+
+    OpenCV is given no name: one that is not UTF-8 is a segmentation fault in it, and FFmpeg takes some for protocols.
+
+    Raises:
+        OSError, ValueError: it is not a video that can be read.
+    """
+    with open_file(path) as file:
+        video = cv2.VideoCapture(f"/proc/self/fd/{file.fileno()}", cv2.CAP_FFMPEG)
+    if not video.isOpened():
+        raise ValueError("not a video in any format that is read")
+    if math.prod(frame_size(video)) > MAX_PIXELS:
+        raise ValueError(f"its frames have more than {MAX_PIXELS:,} pixels")
+    return video
+
+
+def frame_size(video: cv2.VideoCapture) -> tuple[int, int]:
+    """(width, height)"""
+    return int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+
+
+def read_frames(video: cv2.VideoCapture) -> Iterator[tuple[float, np.ndarray]]:
+    """Frames as (seconds from the start, uint8 [height, width, 3] RGB), upright.
+
+    Raises:
+        ValueError: they change their size; a writer would leave those out without a word.
+    """
+    size = frame_size(video)
+    while (read := video.read())[0]:
+        pixels = read[1]
+        if pixels.shape[1::-1] != size:
+            raise ValueError("its frames change their size")
+        yield video.get(cv2.CAP_PROP_POS_MSEC) / 1000, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

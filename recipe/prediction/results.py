@@ -15,15 +15,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+import cv2
 import numpy as np
 
 from recipe.files import printable
 from recipe.hub import first_line
-from recipe.prediction.files import File
+from recipe.prediction.files import File, frame_size
 from recipe.prediction.predictor import Detections
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
+
+CODEC = "mp4v"  # MPEG-4 part 2: fast, and in every build of OpenCV, which H.264 is not
 
 
 def as_coco(boxes_xyxy: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
@@ -98,7 +101,7 @@ class Results:
             path.write_bytes(data)
         except OSError as error:
             where = f"{printable(path)}: cannot be written ({error.strerror})"
-            raise UserError(f"{where}; make room, or give another folder by `--out DIR`") from error
+            raise UserError(f"{where}; give another folder by `--out DIR`") from error
 
     def close(self, coco: bool) -> None:
         """End with COCO's files, if wanted, made of the images' lines."""
@@ -107,6 +110,28 @@ class Results:
         if coco:
             with (self.folder / "predictions.jsonl").open() as lines:
                 write_results(self.folder, (row for row in map(json.loads, lines) if "image_id" in row))
+
+
+def open_writer(path: Path, video: cv2.VideoCapture) -> cv2.VideoWriter:
+    """An MP4 file like `video`, without sound, for BGR frames; odd sides lose a pixel.
+
+    OpenCV is given a path below /proc/self/fd, as in `open_video`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.unlink(missing_ok=True)
+    rate = video.get(cv2.CAP_PROP_FPS)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        code = cv2.VideoWriter.fourcc(*CODEC)
+        name, rate = f"/proc/self/fd/{folder}/{path.name}", rate if 0 < rate <= 1000 else 25.0
+        writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, code, rate, frame_size(video))
+    finally:
+        os.close(folder)
+    if not writer.isOpened():
+        raise OSError(f"{path.name} cannot be written as a video")
+    return writer
 
 
 def label_name(file: File) -> str:
