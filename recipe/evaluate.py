@@ -67,8 +67,8 @@ def detections(metrics: DetectionMetrics, dataset: CrowdDataset) -> Iterator[dic
     found = metrics.images()
     for index, image_id in enumerate(dataset.annotations.image_id.tolist()):
         image = found[image_id]
-        row = {"image_id": image_id, "file_name": dataset.file_name(index)}
-        row |= dict(zip(("height", "width"), image.size, strict=True))
+        height, width = image.size
+        row = {"image_id": image_id, "file_name": dataset.file_name(index), "height": height, "width": width}
         yield row | {"detections": as_coco(image.boxes, image.scores, image.labels)}
 
 

@@ -58,7 +58,8 @@ def predict(options: argparse.Namespace) -> int:
     thresholds = class_thresholds(model, options.threshold)
     predictor = Predictor(model, processor, thresholds, options.tile, options.overlap, options.batch_size)
     results = Results(out)
-    predict_images(predictor, list(zip(ids, images, strict=True)), results, options.save)
+    if images:
+        predict_images(predictor, list(zip(ids, images, strict=True)), results, options.save)
     for number, file in enumerate((file for file in files if file.is_video), max(ids, default=-1) + 1):
         try:
             predict_video(predictor, number, file, results, "drawings" in options.save)

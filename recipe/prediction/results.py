@@ -113,19 +113,16 @@ class Results:
 
 
 def open_writer(path: Path, video: cv2.VideoCapture) -> cv2.VideoWriter:
-    """An MP4 file like `video`, without sound, for BGR frames; odd sides lose a pixel.
+    """An MP4 file like `video`, without sound, for BGR frames; odd sides lose a pixel. Raises OSError.
 
     OpenCV is given a path below /proc/self/fd, as in `open_video`.
-
-    Raises:
-        OSError: it cannot be written.
     """
     path.unlink(missing_ok=True)
     rate = video.get(cv2.CAP_PROP_FPS)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        code = cv2.VideoWriter.fourcc(*CODEC)
-        name, rate = f"/proc/self/fd/{folder}/{path.name}", rate if 0 < rate <= 1000 else 25.0
+        name, code = f"/proc/self/fd/{folder}/{path.name}", cv2.VideoWriter.fourcc(*CODEC)
+        rate = rate if 0 < rate <= 1000 else 25.0  # a file may say anything
         writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, code, rate, frame_size(video))
     finally:
         os.close(folder)

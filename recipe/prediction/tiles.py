@@ -45,7 +45,11 @@ def merge(
         view: [n], in which view each box was found.
         boxes_xyxy: [n, 4] in pixels of the image; scores, labels: [n].
     """
-    cut = _is_cut(views_xyxy, view, boxes_xyxy)
+    # Cut is a box that ends at a border of its view which is not the image's own.
+    image_xyxy = np.concatenate([views_xyxy[:, :2].min(0), views_xyxy[:, 2:].max(0)])
+    sides = np.tile(views_xyxy[:, 2:] - views_xyxy[:, :2], 2)  # [v, 4]
+    inwards = (boxes_xyxy - views_xyxy[view]) * [1, 1, -1, -1]  # [n, 4], how far from each border
+    cut = ((inwards < NEAR * sides[view]) & (views_xyxy != image_xyxy)[view]).any(1)  # [n]
     area = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clip(0).prod(1)  # [n]
     waits, stays = np.ones(len(scores), bool), np.ones(len(scores), bool)
     order = np.lexsort((-scores, -area * cut, cut))
@@ -63,11 +67,3 @@ def merge(
         _, best = np.unique(view[others[alike]], return_index=True)  # the first, so the most alike, of each view
         stays[others[alike[best]]] = False
     return order[stays[order]]
-
-
-def _is_cut(views_xyxy: np.ndarray, view: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:  # bool [n]
-    """Whether a box ends at a border of its view that is not the image's own."""
-    image_xyxy = np.concatenate([views_xyxy[:, :2].min(0), views_xyxy[:, 2:].max(0)])
-    sides = np.tile(views_xyxy[:, 2:] - views_xyxy[:, :2], 2)  # [v, 4]
-    distance = (boxes_xyxy - views_xyxy[view]) * [1, 1, -1, -1]  # from each border inwards
-    return ((distance < NEAR * sides[view]) & (views_xyxy != image_xyxy)[view]).any(1)
