@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import packed
+import pyarrow.parquet as pq
 import pytest
 import torch
 from loopback.hub import LoopbackHub
@@ -115,7 +116,17 @@ def test_label_files_are_yolos(checkpoint, photos, tmp_path):
 
 
 def test_the_ids_of_a_hub_dataset_are_read_without_its_images(tmp_path, monkeypatch):
+    """The images' bytes are spoilt here, so that whoever reads them fails."""
     folder = packed.write(tmp_path / "packed", [packed.row(40 + number, 60, 90) for number in range(3)])
+    (shard,) = folder.glob("data/*.parquet")
+    images = pq.read_metadata(shard).row_group(0).column(0)
+    assert images.path_in_schema == "image.bytes"
+    data = bytearray(shard.read_bytes())
+    start = images.dictionary_page_offset or images.data_page_offset
+    data[start : start + 20] = b"\xff" * 20
+    shard.write_bytes(data)
+    with pytest.raises(OSError, match="Couldn't deserialize"):
+        pq.read_table(shard, columns=["image.bytes"])
     with LoopbackHub(tmp_path / "hub", {"hf_alice": {"name": "alice", "role": "write"}}) as hub:
         api = hub.serve(monkeypatch, "hf_alice")
         api.create_repo("alice/crowd", repo_type="dataset")

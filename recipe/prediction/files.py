@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import cv2
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -78,12 +79,14 @@ def dataset_ids(data: str, files: Iterable[File]) -> list[int]:
     Raises:
         UserError: no such dataset, or it does not hold one of the files, or two of that name.
     """
-    place = data if Path(data).is_dir() else f"hf://datasets/{data}"
-    with as_user_errors(f"--data {data}: no packed dataset here or on the Hub"):
-        table = pq.read_table(f"{place}/data", columns=["image_id", "image.path"])
+    place = os.path.abspath(data) if Path(data).is_dir() else f"hf://datasets/{data}"
     known: dict[str, set[int]] = {}
-    for row in table.to_pylist():
-        known.setdefault(row["path"], set()).add(row["image_id"])
+    with as_user_errors(f"--data {data}: no packed dataset here or on the Hub"):
+        filesystem, folder = fsspec.url_to_fs(f"{place}/data")
+        for shard in filesystem.glob(f"{folder}/*.parquet"):  # `pq.read_table` of a folder would read the images too
+            table = pq.ParquetFile(shard, filesystem=filesystem).read(columns=["image_id", "image.path"])
+            for row in table.to_pylist():
+                known.setdefault(row["image"]["path"], set()).add(row["image_id"])
     found: list[int] = []
     for file in files:
         parts = file.path.resolve().parts
