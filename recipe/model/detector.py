@@ -121,9 +121,8 @@ def start_from_coco(model: Any, name: str) -> None:
         raise UserError(
             f"--detr_init {name}: is a detector of this recipe. Start from all of it by `--init_from {name}`"
         )
-    if any(
-        getattr(config, key) != getattr(model.config, key) for key in ("d_model", "encoder_layers", "decoder_layers")
-    ):
+    shape = ("model_type", "d_model", "encoder_layers", "decoder_layers")
+    if any(getattr(config, key) != getattr(model.config, key) for key in shape):
         logger.warning("--detr_init %s: has another shape than this detector; starting from scratch", name)
         return
     config.backbone_config = tiny_backbone()

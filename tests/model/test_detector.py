@@ -341,6 +341,8 @@ def test_a_coco_detr_of_another_shape_or_out_of_reach_means_scratch(tmp_path, ca
     start_from_coco(built, "facebook/detr-resnet-50")  # tests run offline
     assert torch.equal(built.model.query_position_embeddings.weight, before)
     assert "another shape" in caplog.text
+    build_detector(small_config(detector="deformable", detr_init=str(coco_detr(tmp_path / "same")[1])))
+    assert f"{tmp_path / 'same'}: has another shape" in caplog.text
     assert "starting from scratch" in caplog.text
 
 
