@@ -35,6 +35,7 @@ REFUSED: dict[str, str] = {
     "auto_find_batch_size": "the densest batch is tried before the first step, and halved if it does not fit",
     "average_tokens_across_devices": "the loss is normalised by the boxes of all processes",
     "bf16_full_eval": "evaluation has the precision of the training",
+    "fp16": "DETR overflows in it, so give bf16, or neither for fp32",
     "fp16_full_eval": "evaluation has the precision of the training",
     "torch_compile_backend": "--torch_compile true compiles the frozen backbone, with inductor",
     "torch_compile_mode": "--torch_compile true compiles the frozen backbone, with inductor",

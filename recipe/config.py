@@ -80,6 +80,9 @@ class Config:
     # COCO's detector knows persons: from scratch DETR's mAP stays near 0 for tens of epochs on one's own data.
     detr_init: str = _flag("facebook/detr-resnet-50", "COCO DETR for encoder and decoder; `none` for scratch")
     init_from: str | None = _flag(None, "start from a detector of this recipe: a run's folder, a checkpoint or a repo")
+    detector: Literal["detr", "deformable"] = _flag(
+        "detr", "DETR on the last layer of the backbone, or Deformable DETR on four, with 900 queries unless you say"
+    )
     num_queries: int = _flag(300, "boxes that an image can have at most", Range(1, 3000))
     encoder_layers: int = _flag(6, "0 decodes straight from the frozen features (the ablation)", Range(0, 24))
     decoder_layers: int = _flag(6, "each has its own loss: deep supervision is always on", Range(1, 24))
@@ -129,6 +132,7 @@ PILOT: dict[str, Any] = {
     "max_train_images": 10,
     "max_val_images": 10,
 }
+DEFORMABLE: dict[str, Any] = {"num_queries": 900, "detr_init": "none"}  # what --detector deformable changes
 PILOT_CPU: dict[str, Any] = {"shortest_edge": 256, "longest_edge": 416}  # full size takes minutes without a GPU
 
 # Values that replace a default of TrainingArguments, each with its reason.
@@ -207,10 +211,14 @@ def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     # As transformers' own flags, each may be written with dashes too.
     argv = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
     parser = train_parser()
-    preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    preset.add_argument("--preset", default="full")
-    if preset.parse_known_args(argv)[0].preset == "pilot":
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    first.add_argument("--detector")
+    chosen = first.parse_known_args(argv)[0]
+    if chosen.preset == "pilot":
         parser.set_defaults(**PILOT)
+    if chosen.detector == "deformable":
+        parser.set_defaults(**DEFORMABLE)
     values, rest = parser.parse_known_args(argv)
     try:
         Config(**vars(values))

@@ -25,7 +25,7 @@ from recipe.data.dataset import CrowdDataset, load_split
 from recipe.data.geometry import Geometry
 from recipe.hub import check_read_access, check_write_access, is_repo_id, short_timeouts
 from recipe.model.backbone import large_backbone
-from recipe.model.detector import Detector, build_processor, detr_config, freeze
+from recipe.model.detector import DETECTORS, build_processor, detector_config, freeze
 from recipe.pace import Pace
 from recipe.schema import UserError
 from recipe.training.memory import find_batch_size
@@ -163,7 +163,8 @@ def memory(args: Arguments) -> Iterator[Finding]:
     if not torch.cuda.is_available():
         yield "memory", None, "without a GPU there is nothing to try; ViT-L at 960x1536 takes about 4 GB at batch 2"
     else:
-        model = freeze(Detector(detr_config(args, large_backbone())), torch.bfloat16 if args.bf16 else torch.float32)
+        model = DETECTORS[args.detector](detector_config(args, large_backbone()))
+        freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
         dataset = CrowdDataset(source, train, Geometry(args.shortest_edge, args.longest_edge))
         try:
             size = find_batch_size(args, model, build_processor(args, large_backbone()), dataset)

@@ -30,7 +30,7 @@ from recipe.doctor import driver, installed_driver
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.hub import newest_commit
 from recipe.model.checkpoint import BACKBONE_FILE, init_from, load_detector, write_backbone
-from recipe.model.detector import Detector, build_detector, build_processor, compile_backbone, freeze
+from recipe.model.detector import Detector, build_detector, build_processor, freeze
 from recipe.record import RUN_FILE, RunRecord, read_log, without_tokens
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
@@ -214,7 +214,7 @@ def freeze_and_save_backbone(model: Detector, args: Arguments, folder: Path) -> 
         write_backbone(model, shard)  # from the fp32 weights as loaded, before the cast
     freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
     if args.torch_compile:
-        compile_backbone(model)
+        model.model.backbone.model.compile_layers()
     return model
 
 

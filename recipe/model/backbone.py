@@ -6,28 +6,41 @@ backbone(pixel_values).feature_maps[0]        # [batch, channels, height / 16, w
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from transformers import DINOv3ViTBackbone, DINOv3ViTConfig, DINOv3ViTImageProcessor
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTBackboneOutput, DINOv3ViTLayer
 
 from recipe.config import Config
-from recipe.hub import first_line
-from recipe.model.timm_weights import is_timm, read_timm
+from recipe.hub import as_user_errors, is_repo_id
 from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
 
 BACKBONE_PREFIX = "model.backbone."
-# What from_pretrained raises: nothing there, refused, out of reach, or a damaged file (a git-lfs pointer).
-UNREADABLE = (OSError, ValueError, httpx2.HTTPError, SafetensorError)
+TIMM_RENAMED = {  # timm -> transformers
+    r"^patch_embed\.proj\.": "embeddings.patch_embeddings.",
+    r"^cls_token": "embeddings.cls_token",
+    r"^reg_token": "embeddings.register_tokens",
+    r"^blocks\.": "model.layer.",
+    r"\.gamma_([12])$": r".layer_scale\1.lambda1",
+    r"\.attn\.proj\.": ".attention.o_proj.",
+    r"\.attn\.qkv\.": ".attention.qkv_proj.",  # split below
+    r"\.attn\.([qkv])_bias$": r".attention.\1_proj.bias",
+    r"\.mlp\.fc1_g\.": ".mlp.gate_proj.",
+    r"\.mlp\.fc1(_x)?\.": ".mlp.up_proj.",
+    r"\.mlp\.fc2\.": ".mlp.down_proj.",
+}
 
 
 class FrozenBackbone(DINOv3ViTBackbone):
@@ -48,7 +61,16 @@ class FrozenBackbone(DINOv3ViTBackbone):
         return super().train(False)
 
     def compile_layers(self, backend: Any = "inductor") -> None:
-        """Compile one layer for all layers and all sizes: minutes of compiling otherwise, one graph for each."""
+        """Compile one layer for all layers and all sizes: minutes of compiling otherwise, one graph for each.
+
+        Raises:
+            UserError: no C compiler, without which neither Triton nor inductor works.
+        """
+        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+            raise UserError(
+                "--torch_compile true needs a C compiler and there is none here: install gcc, leave the flag out, or "
+                "build the image on a base that has one: `docker build --build-arg BASE=python:3.11 -t recipe .`"
+            )
         self.run_layer = torch.compile(run_layer, dynamic=True, backend=backend)
 
     @torch.no_grad()
@@ -109,41 +131,96 @@ def load_backbone(config: Config) -> FrozenBackbone:
     Raises:
         UserError: it cannot be had, or is no DINOv3 ViT.
     """
-    name = config.backbone
+    name, revision = config.backbone, config.backbone_revision or "main"
     if name == "tiny":
         return FrozenBackbone(tiny_backbone())
-    local = Path(name).is_dir()
-    if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise UserError(f"--backbone {name}: no such folder, and not a repo id of the form USER/NAME")
-    where = {"pretrained_model_name_or_path": name, "revision": config.backbone_revision or "main"}
+    what, local = f"--backbone {name}", Path(name).is_dir()
+    if not local and not is_repo_id(name):
+        raise UserError(f"{what}: no such folder, and not a repo id of the form USER/NAME")
     try:
         if is_timm(name):
-            backbone_config, weights = read_timm(name, config.backbone_revision)
-            backbone = FrozenBackbone(backbone_config)
-            backbone.load_state_dict(weights)
-            return backbone
+            with as_user_errors(what):
+                return read_timm(name, revision)
         # Not AutoBackbone: it takes a folder's name for a repo id.
-        backbone, report = FrozenBackbone.from_pretrained(**where, output_loading_info=True, dtype=torch.float32)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"--backbone {name}: not a DINOv3 ViT of timm ({first_line(error)})") from error
-    except UNREADABLE as error:
+        backbone = load_complete(FrozenBackbone, name, what, revision=revision, dtype=torch.float32)
+    except UserError as error:
         if local:
-            raise UserError(f"--backbone {name}: cannot be read as DINOv3 ({first_line(error)})") from error
+            raise
         raise UserError(
-            f"The backbone {name} cannot be fetched ({first_line(error)}). If it is gated, accept its licence on the "
-            f"page of {name} and run `hf auth login`; or take the same weights without a gate by "
-            "`--backbone timm/vit_large_patch16_dinov3.lvd1689m`; or a folder that holds them by `--backbone DIR`."
+            f"{error}. If it is gated, accept its licence on its page and run `hf auth login`; or take the same "
+            "without a gate, `--backbone timm/vit_large_patch16_dinov3.lvd1689m`, or a folder, `--backbone DIR`"
         ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        lost = sorted(report["missing_keys"])[:3]
-        raise UserError(f"--backbone {name}: not a DINOv3 ViT, {len(report['missing_keys'])} tensors missing {lost}")
     try:
-        processor = DINOv3ViTImageProcessor.from_pretrained(**where)
-    except UNREADABLE:
+        with as_user_errors(what):
+            processor = DINOv3ViTImageProcessor.from_pretrained(name, revision=revision)
+        backbone.config.image_mean, backbone.config.image_std = [*processor.image_mean], [*processor.image_std]
+    except UserError:
         logger.warning("%s has no preprocessor_config.json: images are normalised by ImageNet's mean and std", name)
-        processor = DINOv3ViTImageProcessor()
-    backbone.config.image_mean, backbone.config.image_std = list(processor.image_mean), list(processor.image_std)
     return backbone.requires_grad_(False)
+
+
+def load_complete(kind: Any, name: str, what: str, *, left_out: tuple[str, ...] = (), **options: Any) -> Any:
+    """`kind.from_pretrained`, but every tensor is there, or only names that begin with `left_out` are missing.
+
+    Raises:
+        UserError: it cannot be had or read, or a tensor is missing; the line begins with `what`.
+    """
+    with as_user_errors(what):
+        model, report = kind.from_pretrained(name, output_loading_info=True, **options)
+    lost = sorted(key for key in report["missing_keys"] if not key.startswith(left_out))
+    if lost:
+        raise UserError(
+            f"{what}: {len(lost)} tensors of a {kind.config_class.model_type} are missing, the first {lost[:3]}"
+        )
+    return model
+
+
+def is_timm(name: str) -> bool:
+    """A repo of timm's, or a folder with such a repo's files."""
+    config = Path(name) / "config.json"
+    return name.startswith("timm/") or (config.is_file() and "architecture" in json.loads(config.read_text()))
+
+
+def read_timm(name: str, revision: str) -> FrozenBackbone:
+    """A DINOv3 as timm publishes them, ungated: a repo or folder with a config.json and one safetensors file.
+
+    Raises:
+        UserError: not a DINOv3 ViT.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", "model.safetensors"]))
+    published = json.loads((folder / "config.json").read_text())
+    if "patch16_dinov3" not in published["architecture"]:
+        raise UserError(f"--backbone {name}: is timm's {published['architecture']}, not a DINOv3 ViT")
+    found = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
+    width = len(found["norm.weight"])
+    weights = {"embeddings.mask_token": torch.zeros(1, 1, width)}  # of the pretraining alone: timm leaves it out
+    for key, value in found.items():
+        for pattern, renamed in TIMM_RENAMED.items():
+            key = re.sub(pattern, renamed, key)
+        if "qkv_proj" not in key:
+            weights[key] = value
+            continue
+        for part, rows in zip("qkv", value.chunk(3), strict=True):
+            weights[key.replace("qkv", part)] = rows
+        for part in "qv":  # zero after the distillation, and left out where they are
+            weights.setdefault(key.replace("qkv_proj.weight", f"{part}_proj.bias"), torch.zeros(width))
+    gated = "model.layer.0.mlp.gate_proj.weight" in weights
+    config = DINOv3ViTConfig(
+        hidden_size=width,
+        intermediate_size=len(weights["model.layer.0.mlp.up_proj.weight"]),
+        num_hidden_layers=sum(key.endswith("norm1.weight") for key in weights),
+        num_attention_heads=32 if width == 4096 else width // 64,  # the 7B's heads are 128 wide, all others' 64
+        num_register_tokens=found["reg_token"].shape[1],
+        use_gated_mlp=gated,
+        hidden_act="silu" if gated else "gelu",
+        image_mean=published["pretrained_cfg"]["mean"],
+        image_std=published["pretrained_cfg"]["std"],
+    )
+    backbone = FrozenBackbone(config)
+    backbone.load_state_dict(weights)
+    return backbone
 
 
 def tiny_backbone() -> DINOv3ViTConfig:
@@ -154,7 +231,6 @@ def tiny_backbone() -> DINOv3ViTConfig:
         num_hidden_layers=3,
         num_attention_heads=3,
         num_register_tokens=4,
-        pos_embed_rescale=None,
         layerscale_value=1.0,
     )
 

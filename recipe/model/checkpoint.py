@@ -3,7 +3,7 @@
     save_detector(model, Path("outputs/run/checkpoint-6931"), backbone_file)
     model = load_detector("outputs/run/checkpoint-6931")                 # to evaluate, predict, resume
 
-What is saved is a plain DETR checkpoint: `AutoModelForObjectDetection.from_pretrained` reads it without this code.
+What is saved is plain: `AutoModelForObjectDetection.from_pretrained` reads it without this code.
 """
 
 from __future__ import annotations
@@ -16,31 +16,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_OBJECT_DETECTION_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    BaseImageProcessor,
-    DINOv3ViTConfig,
-    PretrainedConfig,
-)
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, DINOv3ViTConfig
 
 from recipe.config import Config
-from recipe.hub import first_line
-from recipe.model.backbone import BACKBONE_PREFIX, UNREADABLE
-from recipe.model.deformable import NO_OBJECT, DeformableDetector
-from recipe.model.detector import Detector, FrozenDetector, freeze
+from recipe.hub import as_user_errors
+from recipe.model.backbone import BACKBONE_PREFIX, load_complete
+from recipe.model.detector import DETECTORS, Detector, freeze
 from recipe.schema import CLASS_NAMES, UserError
 
 BACKBONE_FILE = "model-00001-of-00002.safetensors"
 DETECTOR_FILE = "model-00002-of-00002.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-KINDS: dict[str, type[FrozenDetector]] = {"detr": Detector, "deformable_detr": DeformableDetector}  # by model_type
 
 
 def load_detector(
     path: str | Path, revision: str | None = None, *, bf16: bool = False, dropout: float | None = None
-) -> FrozenDetector:
+) -> Detector:
     """A checkpoint folder or Hub repo as a detector, its backbone in bf16 or, to train and save it, in fp32.
 
     `dropout` replaces that of its training.
@@ -48,13 +39,20 @@ def load_detector(
     Raises:
         UserError: no such checkpoint, not one of this recipe, for other classes, or a tensor of it is missing.
     """
-    try:
+    with as_user_errors(str(path)):
         config = AutoConfig.from_pretrained(str(path), revision=revision or "main", trust_remote_code=False)
-        _check_config(config, path)  # before the weights: other models ask for other libraries
-        config.dropout = config.dropout if dropout is None else dropout
-        model = KINDS[config.model_type].from_pretrained(str(path), revision=revision or "main", config=config)
-    except UNREADABLE as error:
-        raise UserError(f"{path}: no detector can be loaded from it ({first_line(error)})") from error
+    # Before the weights: other models ask for other libraries.
+    kinds = {kind.config_class.model_type: kind for kind in DETECTORS.values()}
+    kind, names = kinds.get(config.model_type), tuple(config.id2label.values())
+    backbone = getattr(getattr(config, "backbone_config", None), "model_type", "none")
+    if kind is None or backbone != DINOv3ViTConfig.model_type or names != kind.LABELS:
+        raise UserError(
+            f"{path}: is {config.model_type} with backbone {backbone} for {', '.join(names[:4])}; this recipe's are "
+            f"{' or '.join(kinds)} with backbone {DINOv3ViTConfig.model_type} for {', '.join(CLASS_NAMES)}. Train one "
+            "with `recipe train`"
+        )
+    config.dropout = config.dropout if dropout is None else dropout
+    model = load_complete(kind, str(path), str(path), revision=revision or "main", config=config)
     return freeze(model, torch.bfloat16 if bf16 else torch.float32)
 
 
@@ -64,47 +62,33 @@ def load_processor(path: str | Path, revision: str | None = None) -> BaseImagePr
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    try:
+    with as_user_errors(f"the image processor of {path}"):
         return AutoImageProcessor.from_pretrained(str(path), revision=revision or "main", trust_remote_code=False)
-    except UNREADABLE as error:
-        raise UserError(f"{path}: no image processor can be loaded from it ({first_line(error)})") from error
 
 
-def init_from(source: str, config: Config) -> FrozenDetector:
+def init_from(source: str, config: Config) -> Detector:
     """A new run's detector from every tensor of `--init_from`, its backbone included; `--backbone` is not fetched.
 
     Raises:
-        UserError: no detector of this recipe, or of another shape than the flags say.
+        UserError: no detector of this recipe, or of another kind or shape than the flags say.
     """
     model = load_detector(source, dropout=config.dropout)
+    kind = next(name for name, kind in DETECTORS.items() if isinstance(model, kind))
     flags = ("num_queries", "encoder_layers", "decoder_layers", "d_model")
-    wrong = [name for name in flags if getattr(config, name) != getattr(model.config, name)]
+    found = {"detector": kind, **{name: getattr(model.config, name) for name in flags}}
+    wrong = [name for name, value in found.items() if getattr(config, name) != value]
     if wrong:
         asked = ", ".join(f"--{name} {getattr(config, name)}" for name in wrong)
-        needed = " ".join(f"--{name} {getattr(model.config, name)}" for name in wrong)
+        needed = " ".join(f"--{name} {found[name]}" for name in wrong)
         raise UserError(f"{asked}: --init_from {source} has another shape. Give `{needed}`, as it was trained")
     return model
 
 
-def _check_config(config: PretrainedConfig, path: str | Path) -> None:
-    """Refuse a model that this recipe cannot have made."""
-    backbone = getattr(getattr(config, "backbone_config", None), "model_type", "none")
-    if config.model_type not in KINDS or backbone != DINOv3ViTConfig.model_type:
-        raise UserError(
-            f"{path}: is {config.model_type} with backbone {backbone}, this recipe's are {' or '.join(KINDS)} with "
-            f"backbone {DINOv3ViTConfig.model_type}. Train one with `recipe train`."
-        )
-    names = tuple(label for _, label in sorted(config.id2label.items()) if label != NO_OBJECT)
-    if names != CLASS_NAMES:
-        raise UserError(f"{path}: its classes are {names}, this recipe's are {CLASS_NAMES}")
-
-
-def save_detector(model: FrozenDetector, folder: Path, backbone_file: Path) -> None:
+def save_detector(model: Detector, folder: Path, backbone_file: Path) -> None:
     """Write `model` as two safetensors shards; the frozen backbone's is hard-linked from `backbone_file`.
 
     transformers would save under DETR's legacy key names, which Trainer then loads raw and not strictly: 103 of 172
-    tensors stay at their initial values. Here the names are those of the modules. All tensors are fp32, as config.json
-    says.
+    tensors stay at their initial values. Here the names are those of the modules, and all tensors fp32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
@@ -112,33 +96,26 @@ def save_detector(model: FrozenDetector, folder: Path, backbone_file: Path) -> N
     _write_tensors(trained, folder / DETECTOR_FILE)
     link(backbone_file, folder / BACKBONE_FILE)
     files = {name: DETECTOR_FILE if name in trained else BACKBONE_FILE for name in sorted(state)}
-    total = sum(tensor.numel() * 4 for tensor in state.values())
-    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=2))
-    model.config.architectures = [MODEL_FOR_OBJECT_DETECTION_MAPPING[type(model.config)].__name__]  # the stock class
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": files}, indent=2))
+    model.config.architectures = [type(model).__mro__[1].__name__]  # the stock class
     model.config.dtype = torch.float32  # else a reload takes the dtype of whatever tensor comes first
     model.config.save_pretrained(folder)
 
 
-def write_backbone(model: FrozenDetector, path: Path) -> None:
+def write_backbone(model: Detector, path: Path) -> None:
     """Write the backbone's shard once per run, from the fp32 weights as they were loaded."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(BACKBONE_PREFIX)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_tensors(state, path)
+    state = model.state_dict()
+    _write_tensors({name: state[name] for name in state if name.startswith(BACKBONE_PREFIX)}, path)
 
 
-def load_weights(model: FrozenDetector, folder: Path) -> None:
+def load_weights(model: Detector, folder: Path) -> None:
     """Restore every tensor of a checkpoint of this recipe into `model`, or raise.
-
-    A checkpoint of before 0.2.0 says `auxiliary_loss`: its tensors belong to that decoder.
 
     Raises:
         RuntimeError: a tensor is missing, unknown or of another shape.
     """
-    state: dict[str, Tensor] = {}
-    for file in sorted(set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values())):
-        state |= load_file(folder / file)
-    model.load_state_dict(state, strict=True)
-    model.config.auxiliary_loss = AutoConfig.from_pretrained(folder).auxiliary_loss
+    model.load_state_dict(load_file(folder / BACKBONE_FILE) | load_file(folder / DETECTOR_FILE))
+    model.config.auxiliary_loss = AutoConfig.from_pretrained(folder).auxiliary_loss  # decides the decoder's path
 
 
 def link(source: Path, target: Path) -> None:

@@ -1,153 +1,39 @@
-"""The detector: transformers' own DETR that builds itself over a frozen DINOv3, with fp32 heads and its own loss.
+"""The detector: one of two over a frozen DINOv3, built from the settings, with the processor that is saved beside it.
 
     model = freeze(build_detector(config, class_prior), torch.bfloat16)
 
-`recipe.model.checkpoint` saves it as a plain `DetrForObjectDetection` checkpoint and restores it.
+`recipe.model.checkpoint` saves and restores it.
 """
 
 from __future__ import annotations
 
-import shutil
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import dropout
-from transformers import (
-    DetrConfig,
-    DetrForObjectDetection,
-    DINOv3ViTConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    YolosImageProcessor,
-)
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.models.detr.modeling_detr import DetrDecoderOutput, DetrEncoderLayer, DetrObjectDetectionOutput
+from torch import nn
+from transformers import DetrConfig, DetrForObjectDetection, DINOv3ViTConfig, YolosImageProcessor
 
 from recipe.config import Config
-from recipe.model.backbone import FrozenBackbone, load_backbone
-from recipe.model.initialisation import initialise, start_from_coco
-from recipe.model.loss import Labels, detection_loss
+from recipe.hub import as_user_errors
+from recipe.model.backbone import BACKBONE_PREFIX, load_backbone, load_complete, tiny_backbone
+from recipe.model.deformable import DeformableDetr
+from recipe.model.detr import Detr
 from recipe.schema import CLASS_NAMES, UserError
 
+logger = logging.getLogger(__name__)
 
-class FrozenDetector(PreTrainedModel):
-    """What the detectors share: they build themselves over a `FrozenBackbone`, and load every tensor or none."""
-
-    accepts_loss_kwargs = True  # Trainer then hands over num_items_in_batch
-
-    def __init__(self, config: PretrainedConfig, backbone: FrozenBackbone | None = None) -> None:
-        frozen: DINOv3ViTConfig = config.backbone_config
-        # transformers draws a random backbone: a layer a map here, as the 300 M weights of ViT-L would take 8 seconds.
-        maps = len(frozen.out_indices)
-        config.backbone_config = DINOv3ViTConfig(
-            hidden_size=frozen.hidden_size,
-            num_attention_heads=frozen.num_attention_heads,
-            num_hidden_layers=maps,
-            out_indices=list(range(1, maps + 1)),
-        )
-        super().__init__(config)
-        config.backbone_config = frozen
-        self.model.backbone.model = backbone or FrozenBackbone(frozen)
-
-    @classmethod
-    def from_pretrained(cls, *where: Any, **options: Any) -> FrozenDetector:
-        """As in transformers, but frozen, and every tensor or an error.
-
-        Raises:
-            UserError: a tensor is missing from the checkpoint or has another shape.
-        """
-        model, report = super().from_pretrained(*where, **options, output_loading_info=True)
-        lost = sorted(set(report["missing_keys"]) | {str(key) for key in report["mismatched_keys"]})
-        if lost:
-            raise UserError(f"{where[0]}: {len(lost)} tensors are missing from the checkpoint, the first {lost[:3]}")
-        return freeze(model)
-
-
-class EncoderLayer(DetrEncoderLayer):
-    """DETR's encoder layer without its `isfinite().all()`: a host read each, against overflows that only fp16 has."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        spatial_position_embeddings: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        attended, _ = self.self_attn(hidden_states, attention_mask, spatial_position_embeddings)
-        hidden_states = hidden_states + dropout(attended, self.dropout, self.training)
-        hidden_states = self.self_attn_layer_norm(hidden_states)
-        return self.final_layer_norm(hidden_states + self.mlp(hidden_states))
-
-
-class Detector(FrozenDetector, DetrForObjectDetection):
-    """DETR (Carion et al. 2020) over a frozen DINOv3, for images of one size without padding.
-
-    Same tensors, names and outputs as `DetrForObjectDetection`. Different: the backbone is a fixed function, the heads
-    stay out of autocast (boxes rounded to bf16 cap mAP at 0.48 for heads of 8 to 16 pixels), there is no mask, and
-    every decoder layer has its loss although `auxiliary_loss` is false. That flag would change the decoder: each layer
-    would read normed states and the last be normed twice, where DETR norms copies.
-    """
-
-    def __init__(self, config: DetrConfig, backbone: FrozenBackbone | None = None) -> None:
-        super().__init__(config, backbone)
-        self.model.encoder.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        labels: Labels | None = None,
-        num_items_in_batch: Tensor | None = None,
-        **_: Any,
-    ) -> DetrObjectDetectionOutput:
-        """Detect, and with `labels` compute the loss.
-
-        Args:
-            pixel_values: [batch, 3, height, width], normalised; both sides are multiples of 16.
-            pixel_mask: not read, as images of one size have no padding; it may be given as to the stock class.
-            labels: per image, as `detection_loss` takes them.
-            num_items_in_batch: [2], the matched boxes and images of the optimizer step, from `count_items`.
-
-        Returns:
-            logits [batch, queries, classes + 1] and pred_boxes [batch, queries, 4] cxcywh in [0, 1], both fp32; with
-            labels also loss and loss_dict.
-        """
-        detr = self.model
-        features = detr.backbone.model(pixel_values).feature_maps[-1]  # [batch, channels, height / 16, width / 16]
-        positions = detr.position_embedding(features.shape, features.device, pixel_values.dtype)
-        positions = positions.flatten(2).transpose(1, 2)  # [batch, tokens, d_model]
-        projected = detr.input_projection(features).flatten(2).transpose(1, 2)  # [batch, tokens, d_model]
-        encoded = detr.encoder(inputs_embeds=projected, spatial_position_embeddings=positions).last_hidden_state
-        queries = detr.query_position_embeddings.weight.expand(len(features), -1, -1)  # [batch, queries, d_model]
-        decoded = detr.decoder(
-            inputs_embeds=torch.zeros_like(queries),
-            encoder_hidden_states=encoded,
-            spatial_position_embeddings=positions,
-            object_queries_position_embeddings=queries,
-            output_hidden_states=labels is not None,
-        )
-        states = decoded.last_hidden_state[None] if labels is None else self._states_of_all_layers(decoded)
-        with torch.autocast(states.device.type, enabled=False):
-            logits = self.class_labels_classifier(states.float())  # [layers, batch, queries, classes + 1]
-            pred_boxes = self.bbox_predictor(states.float()).sigmoid()  # [layers, batch, queries, 4]
-        output = DetrObjectDetectionOutput(logits=logits[-1], pred_boxes=pred_boxes[-1])
-        if labels is not None:
-            output.loss, output.loss_dict = detection_loss(logits, pred_boxes, labels, self.config, num_items_in_batch)
-        return output
-
-    def _states_of_all_layers(self, decoded: DetrDecoderOutput) -> Tensor:
-        """The decoder's states, each normed, [layers, batch, queries, d_model]."""
-        if self.config.auxiliary_loss:  # checkpoints of before 0.2.0: trained along the changed decoder, and kept so
-            earlier = decoded.intermediate_hidden_states[:-1]
-        else:
-            earlier = [self.model.decoder.layernorm(state) for state in decoded.hidden_states[1:-1]]
-        return torch.stack([*earlier, decoded.last_hidden_state])
+Detector = Detr | DeformableDetr
+DETECTORS: dict[str, type[Detector]] = {"detr": Detr, "deformable": DeformableDetr}  # --detector
+WEIGHTED: Any = (nn.Linear, nn.Conv2d)
+# By the names of the modules; all others are reset to torch's own start.
+XAVIER = ("model.encoder", "model.decoder.layers", "model.reference_points")
+CLASSIFIERS = ("class_labels_classifier", "class_embed")
 
 
 def build_detector(config: Config, class_prior: Sequence[float] | None = None) -> Detector:
-    """A detector with the pretrained backbone inside and DETR's own or COCO's start, all in fp32.
+    """The `--detector` with the pretrained backbone inside and its own or COCO's start, all in fp32.
 
     Args:
         class_prior: expected share of person, head and "no object" among the queries, which becomes the classifier's
@@ -157,30 +43,106 @@ def build_detector(config: Config, class_prior: Sequence[float] | None = None) -
         UserError: the backbone cannot be had, or `--detr_init` names no COCO DETR.
     """
     backbone = load_backbone(config)
-    model = Detector(detr_config(config, backbone.config), backbone)
+    model = DETECTORS[config.detector](detector_config(config, backbone.config), backbone)
     initialise(model, class_prior)
     if config.detr_init != "none":
         start_from_coco(model, config.detr_init)
     return model
 
 
-def detr_config(config: Config, backbone: DINOv3ViTConfig) -> DetrConfig:
-    return DetrConfig(
+def detector_config(config: Config, backbone: DINOv3ViTConfig) -> Any:
+    """The detector's own config, from the settings; `backbone` is made to give the maps that it reads."""
+    kind = DETECTORS[config.detector]
+    depths = [backbone.num_hidden_layers * (level + 1) / kind.LEVELS for level in range(kind.LEVELS)]
+    backbone.out_indices = sorted({max(1, round(depth)) for depth in depths})
+    levels = {"num_feature_levels": len(backbone.out_indices)} if kind.LEVELS > 1 else {}
+    return kind.config_class(
         backbone_config=backbone,
         num_queries=config.num_queries,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
         d_model=config.d_model,
-        encoder_ffn_dim=config.d_model * 8,  # DETR's 2048 at its width of 256
-        decoder_ffn_dim=config.d_model * 8,
+        encoder_ffn_dim=config.d_model * kind.FFN,
+        decoder_ffn_dim=config.d_model * kind.FFN,
         dropout=config.dropout,
-        auxiliary_loss=False,  # see Detector
-        id2label=dict(enumerate(CLASS_NAMES)),
-        label2id={name: index for index, name in enumerate(CLASS_NAMES)},
+        id2label=dict(enumerate(kind.LABELS)),
+        label2id={name: index for index, name in enumerate(kind.LABELS)},
+        **kind.SETTINGS,
+        **levels,
     )
 
 
-def freeze(model: FrozenDetector, dtype: torch.dtype = torch.float32) -> FrozenDetector:
+@torch.no_grad()
+def initialise(model: Detector, class_prior: Sequence[float] | None) -> None:
+    """As in the code of Carion et al. 2020 and Zhu et al. 2021: xavier in the transformer, N(0, 1) queries.
+
+    transformers draws everything from N(0, 0.02), queries too: all 300 first boxes then agree to 6e-6. The
+    classifier's bias starts at the log of the prior, weighted as in the loss: the first steps need not learn it.
+    """
+    prior = torch.tensor(class_prior if class_prior is not None else [1.0] * (len(CLASS_NAMES) + 1)).clamp(min=1e-3)
+    prior[-1] *= model.config.eos_coefficient
+    nn.init.normal_(model.model.query_position_embeddings.weight)
+    modules: Any = model.named_modules()
+    for name, module in modules:
+        if not isinstance(module, WEIGHTED) or name.startswith(BACKBONE_PREFIX):
+            continue
+        if not name.startswith(XAVIER):
+            module.reset_parameters()
+        elif not name.endswith(("sampling_offsets", "attention_weights")):  # a ring around the point, even weights
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        if name.startswith(CLASSIFIERS):
+            module.bias.copy_((prior / prior.sum()).log())
+    if isinstance(model, DeformableDetr):  # boxes of an eighth of the image, at their reference points
+        for head in model.bbox_embed:
+            for parameter in head.layers[-1].parameters():
+                nn.init.zeros_(parameter)
+        model.bbox_embed[0].layers[-1].bias[2:] = -2.0
+
+
+@torch.no_grad()
+def start_from_coco(model: Any, name: str) -> None:
+    """Copy encoder, decoder, box head, first queries and COCO's `person` from a COCO DETR; scratch if unreachable.
+
+    The donor's backbone and input_projection are left behind. Queries beyond the donor's keep their N(0, 1) start. The
+    rows of `person` and "no object" come with their biases; `head`, which COCO has not, keeps its own row and the
+    prior that it had relative to "no object".
+
+    Raises:
+        UserError: one of this recipe's own detectors, or its weights cannot be read completely.
+    """
+    try:
+        with as_user_errors(f"--detr_init {name}"):
+            config = DetrConfig.from_pretrained(name)
+    except UserError as error:
+        logger.warning("%s; starting from scratch", error)
+        return
+    if config.backbone_config.model_type == DINOv3ViTConfig.model_type:
+        raise UserError(
+            f"--detr_init {name}: is a detector of this recipe. Start from all of it by `--init_from {name}`"
+        )
+    shape = ("model_type", "d_model", "encoder_layers", "decoder_layers")
+    if any(getattr(config, key) != getattr(model.config, key) for key in shape):
+        logger.warning("--detr_init %s: has another shape than this detector; starting from scratch", name)
+        return
+    config.backbone_config = tiny_backbone()
+    left_out = (BACKBONE_PREFIX, "model.input_projection")
+    options = {"config": config, "ignore_mismatched_sizes": True, "left_out": left_out}
+    donor = load_complete(DetrForObjectDetection, name, f"--detr_init {name}, or none for scratch", **options)
+    for part in ("encoder", "decoder"):
+        getattr(model.model, part).load_state_dict(getattr(donor.model, part).state_dict())
+    model.bbox_predictor.load_state_dict(donor.bbox_predictor.state_dict())
+    queries = donor.model.query_position_embeddings.weight[: model.config.num_queries]
+    model.model.query_position_embeddings.weight[: len(queries)] = queries
+    person = next((index for index, label in config.id2label.items() if label.lower() == "person"), 1)
+    mine, theirs = model.class_labels_classifier, donor.class_labels_classifier
+    mine.bias += theirs.bias[-1] - mine.bias[-1]  # changes no share: a softmax knows differences only
+    for here, there in ((0, person), (-1, -1)):
+        mine.weight[here], mine.bias[here] = theirs.weight[there], theirs.bias[there]
+    logger.info("detr_init: encoder, decoder and %d queries from %s", len(queries), name)
+
+
+def freeze(model: Detector, dtype: torch.dtype = torch.float32) -> Detector:
     """The backbone in `dtype` and without gradients, which loading weights gives it back; the rest stays as it is."""
     backbone = model.model.backbone.model
     for part in (backbone.embeddings, backbone.model, backbone.norm):  # not RoPE, whose frequencies stay fp32
@@ -188,29 +150,12 @@ def freeze(model: FrozenDetector, dtype: torch.dtype = torch.float32) -> FrozenD
     return model
 
 
-def compile_backbone(model: FrozenDetector) -> None:
-    """Compile the frozen layers, 88 % of a step's arithmetic; the loss waits for the matcher on the CPU anyway.
-
-    Raises:
-        UserError: no C compiler, without which neither Triton nor inductor works.
-    """
-    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        raise UserError(
-            "--torch_compile true needs a C compiler and there is none here: install gcc, leave the flag out, or "
-            "build the image on a base that has one: `docker build --build-arg BASE=python:3.11 -t recipe .`"
-        )
-    model.model.backbone.model.compile_layers()
-
-
 def build_processor(config: Config, backbone: DINOv3ViTConfig) -> YolosImageProcessor:
-    """What resizes an image to whole patches of 16 and normalises it as this backbone was trained.
+    """What resizes an image to complete patches of 16 and normalises it as this backbone was trained.
 
     YOLOS' processor, made for a ViT of patch 16, and not DETR's: that one's sizes are no multiples of 16, and the
-    patch embedding cuts the rest off. Older saved configs name no mean: theirs was ImageNet's.
+    patch embedding cuts the rest off. A backbone whose config names no mean had ImageNet's.
     """
-    known = backbone.to_dict()
-    return YolosImageProcessor(
-        size={"shortest_edge": config.shortest_edge, "longest_edge": config.longest_edge},
-        image_mean=known.get("image_mean", IMAGENET_DEFAULT_MEAN),
-        image_std=known.get("image_std", IMAGENET_DEFAULT_STD),
-    )
+    known = {key: value for key, value in backbone.to_dict().items() if key in ("image_mean", "image_std")}
+    size = {"shortest_edge": config.shortest_edge, "longest_edge": config.longest_edge}
+    return YolosImageProcessor(size=size, **known)

@@ -2,14 +2,14 @@
 
     loss, loss_dict = detection_loss(logits, pred_boxes, labels, model.config, num_items_in_batch)
 
-transformers' own matcher builds one cost matrix over every pair of images in the batch (it grows with the square of
-the batch), once per decoder layer, in whatever dtype autocast left behind. Here all layers are stacked, each image is
-matched with its own boxes alone, one copy goes to the CPU and one comes back. Same assignments, same losses.
+Assignments and losses are those of transformers, whose matcher builds one cost matrix over every pair of images, once
+per decoder layer, in the dtype of autocast. Here each image has its own, and one copy of all goes to the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import l1_loss
-from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
+from torchvision.ops import box_area, box_convert, box_iou, generalized_box_iou, generalized_box_iou_loss
 from transformers import DetrConfig
 
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou")
@@ -34,11 +34,7 @@ def count_items(batches: Sequence[dict[str, Any]], num_queries: int) -> Tensor:
 
 
 def detection_loss(
-    logits: Tensor,
-    pred_boxes: Tensor,
-    labels: Labels,
-    config: DetrConfig,
-    num_items_in_batch: Tensor | None = None,
+    logits: Tensor, pred_boxes: Tensor, labels: Labels, config: DetrConfig, num_items_in_batch: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The set prediction loss of DETR (Carion et al. 2020), summed over the decoder layers.
 
@@ -56,21 +52,19 @@ def detection_loss(
         `_1` ... those of the layers before it.
     """
     logits, pred_boxes = logits.float(), pred_boxes.float()  # bf16 boxes are 3 px off at a width of 1536
-    layers, batch, queries, _ = logits.shape
+    layers, _, queries, _ = logits.shape
     query, target = match(logits, pred_boxes, labels, config)  # each [layers, matched]
-    boxes, images = (query.shape[1], batch) if num_items_in_batch is None else num_items_in_batch.to(logits.device)
+    items = count_items([{"labels": labels}], queries) if num_items_in_batch is None else num_items_in_batch
+    count, images = items.to(logits.device)  # of boxes and images
     class_loss = _class_loss(logits, pred_boxes, labels, query, target, config.eos_coefficient)  # [layers]
 
     target_boxes = torch.cat([label["boxes"] for label in labels])[target]  # [layers, matched, 4]
     matched = pred_boxes.reshape(layers, -1, 4).gather(1, query[..., None].expand(-1, -1, 4))
-    giou = generalized_box_iou_loss(
-        box_convert(matched, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy")
-    )
-    at_least_one = torch.clamp(boxes, min=1) if isinstance(boxes, Tensor) else max(boxes, 1)
+    giou = generalized_box_iou_loss(*(box_convert(boxes, "cxcywh", "xyxy") for boxes in (matched, target_boxes)))
     losses = {
-        "loss_ce": class_loss / (boxes + config.eos_coefficient * (images * queries - boxes)),
-        "loss_bbox": l1_loss(matched, target_boxes, reduction="none").sum((1, 2)) / at_least_one,
-        "loss_giou": giou.sum(1) / at_least_one,
+        "loss_ce": class_loss / (count + config.eos_coefficient * (images * queries - count)),
+        "loss_bbox": l1_loss(matched, target_boxes, reduction="none").sum((1, 2)) / count.clamp(min=1),
+        "loss_giou": giou.sum(1) / count.clamp(min=1),
     }
     weights = dict(zip(LOSSES, (1, config.bbox_loss_coefficient, config.giou_loss_coefficient), strict=True))
     loss = torch.stack([weights[name] * value.sum() for name, value in losses.items()]).sum()
@@ -87,34 +81,23 @@ def match(logits: Tensor, pred_boxes: Tensor, labels: Labels, config: DetrConfig
         concatenated targets. An image with more boxes than queries matches as many as there are queries.
     """
     layers, _, queries, _ = logits.shape
-    sizes = [len(label["boxes"]) for label in labels]
-    costs = _costs(logits, pred_boxes, labels, config)
-    # A broken prediction must not break the solver: the loss turns non-finite by itself, and training stops on that.
-    together = torch.cat([cost.flatten() for cost in costs]).nan_to_num(nan=1e6, posinf=1e6, neginf=1e6)
-    on_host = np.split(together.cpu().numpy(), np.cumsum([cost.numel() for cost in costs])[:-1])  # the one host read
-    pairs = []
-    for layer in range(layers):
-        first = 0
-        for image, (flat, size) in enumerate(zip(on_host, sizes, strict=True)):
-            query, target = linear_sum_assignment(flat.reshape(layers, queries, size)[layer])
-            pairs.append(np.stack([query + image * queries, target + first]))
-            first += size
-    indices = np.concatenate(pairs, axis=1).reshape(2, layers, -1)
-    query, target = torch.from_numpy(indices).to(logits.device)
-    return query, target
-
-
-def _costs(logits: Tensor, pred_boxes: Tensor, labels: Labels, config: DetrConfig) -> list[Tensor]:
-    """For each image the cost of every query for every box, [layers, queries, n]."""
-    layers, _, queries, _ = logits.shape
     shares, pred_xyxy = logits.softmax(-1), box_convert(pred_boxes, "cxcywh", "xyxy")
-    costs = []
+    costs = []  # for each image [layers, queries, n]
     for image, label in enumerate(labels):
         giou = generalized_box_iou(pred_xyxy[:, image].flatten(0, 1), box_convert(label["boxes"], "cxcywh", "xyxy"))
         cost = config.bbox_cost * torch.cdist(pred_boxes[:, image], label["boxes"], p=1)
         cost -= config.giou_cost * giou.view(layers, queries, len(label["boxes"]))
         costs.append(cost - config.class_cost * shares[:, image][..., label["class_labels"]])
-    return costs
+    # A broken prediction must not break the solver: the loss turns non-finite by itself, and training stops on that.
+    together = torch.cat(costs, dim=-1).nan_to_num(nan=1e6, posinf=1e6, neginf=1e6)
+    columns = np.cumsum([0, *(len(label["boxes"]) for label in labels)])  # where each image's begin
+    pairs = []
+    for layer in together.cpu().numpy():  # the one host read
+        for image, (first, last) in enumerate(pairwise(columns)):
+            query, target = linear_sum_assignment(layer[:, first:last])
+            pairs.append(np.stack([query + image * queries, target + first]))
+    query, target = torch.from_numpy(np.concatenate(pairs, axis=1).reshape(2, layers, -1)).to(logits.device)
+    return query, target
 
 
 def _class_loss(
@@ -140,8 +123,7 @@ def _class_loss(
 
 def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
     """Share of each box's area that lies in each region, both cxcywh: [layers, queries, 4], [k, 4] -> [..., k]."""
-    x0, y0, x1, y1 = box_convert(boxes, "cxcywh", "xyxy")[..., None, :].unbind(-1)  # four of [layers, queries, 1]
-    left, top, right, bottom = box_convert(regions, "cxcywh", "xyxy").unbind(-1)  # four of [k]
-    width = (torch.minimum(x1, right) - torch.maximum(x0, left)).clamp(min=0)
-    height = (torch.minimum(y1, bottom) - torch.maximum(y0, top)).clamp(min=0)
-    return width * height / ((x1 - x0) * (y1 - y0))
+    xyxy, regions_xyxy = box_convert(boxes.flatten(0, 1), "cxcywh", "xyxy"), box_convert(regions, "cxcywh", "xyxy")
+    iou = box_iou(xyxy, regions_xyxy)
+    share = iou / (1 + iou) * (1 + box_area(regions_xyxy) / box_area(xyxy)[:, None])
+    return share.view(*boxes.shape[:2], len(regions))

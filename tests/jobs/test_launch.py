@@ -372,7 +372,7 @@ def test_a_wrong_training_flag_is_refused_before_the_hub_is_asked(hub, capsys):
 
 def test_what_only_the_gpu_of_the_job_can_say_is_not_refused_here(hub, capsys):
     """Here there is no GPU: transformers refuses each of these on this machine."""
-    assert "At most one of fp16 and bf16" in refused(hub, capsys, train=[*TRAIN, "--fp16", "true"])
+    assert "--fp16 True: not in this recipe" in refused(hub, capsys, train=[*TRAIN, "--fp16", "true"])
     assert start("--dry-run", train=[*TRAIN, "--tf32", "true", "--bf16", "true", "--use_cpu", "false"]) == 0
 
 

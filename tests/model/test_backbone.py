@@ -195,7 +195,7 @@ def test_images_are_normalised_as_the_backbone_was_trained(tmp_path):
     [
         ("./missing", ["./missing", "no such folder"]),
         ("facebook/dinov3-vitl16-pretrain-lvd1689m", ["hf auth login", "--backbone DIR", "licence", "timm/vit_large"]),
-        ("timm/vit_large_patch16_dinov3.lvd1689m", ["cannot be fetched"]),
+        ("timm/vit_large_patch16_dinov3.lvd1689m", ["hf auth login"]),
     ],
 )
 def test_a_backbone_that_cannot_be_had_is_one_clear_error(name, words):
@@ -207,7 +207,7 @@ def test_a_backbone_that_cannot_be_had_is_one_clear_error(name, words):
 def test_a_folder_that_is_no_dinov3_is_refused_instead_of_left_random(tmp_path):
     shape = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
     ResNetModel(ResNetConfig(**shape)).save_pretrained(tmp_path / "resnet")
-    with pytest.raises(UserError, match="DINOv3"):
+    with pytest.raises(UserError, match="tensors of a dinov3_vit are missing"):
         load_backbone(small_config(backbone=str(tmp_path / "resnet")))
 
 
@@ -215,7 +215,7 @@ def test_a_git_lfs_pointer_in_place_of_the_weights_is_one_line(tmp_path):
     DINOv3ViTModel(tiny_backbone()).save_pretrained(tmp_path / "dinov3")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
     (tmp_path / "dinov3" / "model.safetensors").write_text(pointer)
-    with pytest.raises(UserError, match=r"dinov3: cannot be read as DINOv3 \(.*header"):
+    with pytest.raises(UserError, match=r"dinov3: .*header"):
         load_backbone(small_config(backbone=str(tmp_path / "dinov3")))
 
 
@@ -257,5 +257,5 @@ def test_a_timm_model_of_another_kind_is_one_line(tmp_path):
     folder.mkdir()
     save_file({"conv1.weight": torch.zeros(1)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"architecture": "resnet50", "pretrained_cfg": {}}))
-    with pytest.raises(UserError, match="not a DINOv3 ViT of timm"):
+    with pytest.raises(UserError, match="is timm's resnet50, not a DINOv3 ViT"):
         load_backbone(small_config(backbone=str(folder)))

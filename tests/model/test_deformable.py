@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_detector import images, save, small_config, targets
 from torchvision.ops import box_convert
-from transformers import AutoModelForObjectDetection, DeformableDetrForObjectDetection
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, DeformableDetrForObjectDetection
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTBackboneOutput
 
-from recipe.model.checkpoint import load_detector, load_processor, load_weights
-from recipe.model.deformable import DeformableDetector, build_deformable
+from recipe.cli import main
+from recipe.config import DEADLINE_EXIT, METRICS, split_flags
+from recipe.model.checkpoint import DETECTOR_FILE, load_detector, load_processor, load_weights
+from recipe.model.deformable import DeformableDetr
+from recipe.model.detector import build_detector
 from recipe.model.loss import LOSSES
 
 
 @pytest.fixture
 def deformable():
     torch.manual_seed(0)
-    found = build_deformable(small_config(), class_prior=[0.2, 0.1, 0.7])
+    found = build_detector(small_config(detector="deformable"), class_prior=[0.2, 0.1, 0.7])
     with torch.no_grad():
         for name, parameter in found.named_parameters():  # no zeroed layers, heads that differ
             if not name.startswith("model.backbone"):
@@ -38,9 +44,9 @@ def test_plain_transformers_computes_the_very_function_that_was_trained(deformab
 
 def test_it_comes_back_with_every_tensor_and_the_same_outputs(deformable, tmp_path):
     folder = save(deformable, tmp_path / "checkpoint")
-    loaded, restored = load_detector(folder), build_deformable(small_config())
+    loaded, restored = load_detector(folder), build_detector(small_config(detector="deformable"))
     load_weights(restored, folder)
-    assert type(loaded) is DeformableDetector
+    assert type(loaded) is DeformableDetr
     for found in (loaded.eval(), restored.eval()):
         with torch.no_grad():
             assert torch.equal(found(images()).pred_boxes, deformable.eval()(images()).pred_boxes)
@@ -81,7 +87,7 @@ def test_each_level_reads_its_own_layer_of_the_backbone(deformable):
 
 def test_it_starts_as_the_original_does_with_small_boxes_at_its_reference_points():
     torch.manual_seed(0)
-    built = build_deformable(small_config(num_queries=100), class_prior=[0.2, 0.1, 0.7]).eval()
+    built = build_detector(small_config(detector="deformable", num_queries=100), class_prior=[0.2, 0.1, 0.7]).eval()
     with torch.no_grad():
         found = built(images())
     torch.testing.assert_close(found.pred_boxes[..., 2:], torch.tensor(-2.0).sigmoid().expand(2, 100, 2))
@@ -108,7 +114,7 @@ def test_boxes_are_fp32_under_bf16_autocast_and_the_processor_returns_all_querie
 
 def test_it_learns_boxes_by_heart():
     torch.manual_seed(0)
-    model = build_deformable(small_config(dropout=0.0), class_prior=[0.1, 0.1, 0.8]).train()
+    model = build_detector(small_config(detector="deformable", dropout=0.0), class_prior=[0.1, 0.1, 0.8]).train()
     labels, pixels = targets([1, 2, 1], seed=3), torch.zeros(3, 3, 64, 96)
     for image, label in zip(pixels, labels, strict=True):
         corners = box_convert(label["boxes"], "cxcywh", "xyxy") * torch.tensor([96, 64] * 2)
@@ -126,3 +132,37 @@ def test_it_learns_boxes_by_heart():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_run_is_stopped_resumed_bit_equal_evaluated_and_read_by_plain_transformers(tiny_flags, tmp_path):
+    command = ["train", *tiny_flags, "--detector", "deformable", "--output_dir"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    assert main([*command, str(tmp_path / "two"), "--max_hours", "1e-9"]) == DEADLINE_EXIT
+    assert main([*command, str(tmp_path / "two")]) == 0
+    one, two = (load_file(tmp_path / name / DETECTOR_FILE) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    evaluate = ["evaluate", str(tmp_path / "one"), "--data", tiny_flags[1], "--workers", "0"]
+    assert main([*evaluate, "--out", str(tmp_path / "report")]) == 0
+    found, trained = (
+        json.loads((tmp_path / name / "report" / "metrics.json").read_text()) for name in ("report", "one")
+    )
+    assert all(found[name] == trained[name] for name in METRICS.split())
+    plain, report = AutoModelForObjectDetection.from_pretrained(tmp_path / "one", output_loading_info=True)
+    assert type(plain) is DeformableDetrForObjectDetection
+    assert not any(report.values())
+    ours = load_detector(tmp_path / "one").eval()
+    plain.model.backbone.model = ours.model.backbone.model  # ours differs by rounding
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "one")
+    pixels = processor(torch.randint(256, (2, 3, 80, 120), dtype=torch.uint8), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected, outputs = ours(pixels), plain.eval()(pixels)
+    assert torch.equal(outputs.logits, expected.logits)
+    assert torch.equal(outputs.pred_boxes, expected.pred_boxes)
+
+
+def test_it_has_900_queries_unless_the_command_line_says_another_number():
+    given = ["--preset", "pilot", "--detector", "deformable"]
+    assert split_flags(given)[0]["num_queries"] == 900
+    assert split_flags([*given, "--num_queries", "300"])[0]["num_queries"] == 300
+    assert split_flags(given[:2])[0]["num_queries"] == 300

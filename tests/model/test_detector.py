@@ -15,8 +15,7 @@ from transformers.models.detr.modeling_detr import DetrMLPPredictionHead
 
 from recipe.model.backbone import BACKBONE_PREFIX, tiny_backbone
 from recipe.model.checkpoint import load_detector, load_weights
-from recipe.model.detector import build_detector, build_processor
-from recipe.model.initialisation import start_from_coco
+from recipe.model.detector import build_detector, build_processor, start_from_coco
 from recipe.model.loss import LOSSES, count_items
 from recipe.schema import UserError
 
@@ -148,7 +147,7 @@ def test_a_step_reads_nothing_on_the_host_but_the_matchers_costs_and_makes_no_ma
     with HostReads() as reads:
         model(images(), labels=labels, num_items_in_batch=torch.tensor([7.0, 2.0])).loss.backward()
     assert not reads.found
-    assert copies == [(2 * 12 * (2 + 5),)]  # the costs: layers, queries, boxes of either image
+    assert copies == [(2, 12, 2 + 5)]  # the costs: layers, queries, boxes of either image
     plain = DetrForObjectDetection(model.config).train()
     with HostReads() as reads:
         plain(images())
@@ -338,10 +337,12 @@ def test_a_coco_detr_of_another_shape_or_out_of_reach_means_scratch(tmp_path, ca
     _, folder = coco_detr(tmp_path / "detr", encoder_layers=2)
     built = build_detector(small_config())
     before = built.model.query_position_embeddings.weight.clone()
-    assert not start_from_coco(built, str(folder))
-    assert not start_from_coco(built, "facebook/detr-resnet-50")  # tests run offline
+    start_from_coco(built, str(folder))
+    start_from_coco(built, "facebook/detr-resnet-50")  # tests run offline
     assert torch.equal(built.model.query_position_embeddings.weight, before)
     assert "another shape" in caplog.text
+    build_detector(small_config(detector="deformable", detr_init=str(coco_detr(tmp_path / "same")[1])))
+    assert f"{tmp_path / 'same'}: has another shape" in caplog.text
     assert "starting from scratch" in caplog.text
 
 

@@ -88,6 +88,7 @@ def test_micro_batches_add_up_to_the_loss_and_gradient_of_one_batch(sizes, seed)
 def test_the_items_of_a_step_are_its_matched_boxes_and_its_images():
     batches = [{"labels": targets([3, 0])}, {"labels": targets([2 * QUERIES])}]
     assert count_items(batches, QUERIES).tolist() == [3 + QUERIES, 3]
+    assert count_items([{"labels": [], "error": "x.jpg is damaged"}], QUERIES).tolist() == [0, 0]
 
 
 def test_boxes_beyond_the_queries_do_not_dilute_the_loss_of_the_others():
