@@ -61,7 +61,6 @@ def ours(details: bool = False, intervals: bool = False) -> Side:
     import pycocotools.mask  # noqa: F401
     import scipy.optimize  # noqa: F401  imported once per process, not part of the computation
 
-    from recipe.evaluation.bootstrap import bootstrap
     from recipe.evaluation.metrics import DetectionMetrics
 
     metrics = DetectionMetrics()
@@ -70,7 +69,7 @@ def ours(details: bool = False, intervals: bool = False) -> Side:
         if details:
             metrics.details()
         if intervals:
-            bootstrap(metrics)
+            metrics.intervals()
         return metrics.compute()["map"]
 
     return lambda image_id, image: metrics.update(image_id, size=(HEIGHT, WIDTH), **image), result

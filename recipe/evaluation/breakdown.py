@@ -1,15 +1,15 @@
-"""Where a detector fails and at which score to use it: size and density bins, operating points, error kinds.
+"""Where a detector fails and at which score to use it: `DetectionMetrics.details()`, which the report draws.
 
-Everything here feeds `DetectionMetrics.details()`, which the report draws. IoU 0.5 where nothing else is said, and
-a detection is kept when its score is *above* a threshold, as `post_process_object_detection` does it.
+IoU 0.5 where nothing else is said; a detection is kept when its score is *above* a threshold, as
+`post_process_object_detection` does it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,141 +21,112 @@ SIZE_RANGES = np.array([(a * a, np.nextafter(b * b, 0)) for a, b in pairwise(SIZ
 SIZE_NAMES = ("<8", "8-16", "16-32", "32-96", ">=96")
 DENSITY_EDGES = (0, 20, 50, 100, 200, np.inf)  # boxes per image; the upper end belongs to the bin
 DENSITY_NAMES = ("<=20", "21-50", "51-100", "101-200", ">200")
-THRESHOLDS = np.linspace(0, 1, 101)
 HIT, DUPLICATE, WRONG_CLASS, BADLY_PLACED, BACKGROUND, IGNORED, UNUSED = range(7)
-FALSE_KINDS = ("duplicate", "wrong_class", "badly_placed", "background")  # 1 to 4
+
+
+def with_none(values: np.ndarray) -> list[float | None]:
+    """None in place of NaN, which JSON lacks."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def precision_recall(ranked: Ranked, t: int) -> dict[str, list[float | None]]:
     """COCO's interpolated curve at IOU_THRESHOLDS[t]; score is the lowest one needed, None where not reached."""
-    (curve,) = ranked.curves(0, [t])
-    score = [None if np.isnan(s) else float(s) for s in curve.score]
-    return {"recall": RECALL_POINTS.tolist(), "precision": curve.precision.tolist(), "score": score}
+    precision, score, _ = ranked.curves(0, [t])
+    return {"recall": RECALL_POINTS.tolist(), "precision": precision[0].tolist(), "score": with_none(score[0])}
+
+
+def above_thresholds(ranked: Ranked, thresholds: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 of the detections above each threshold; NaN without detections or targets."""
+    kept = np.searchsorted(-ranked.scores.astype(np.float64), -thresholds)  # how many lie above
+    hits, found = (np.append(0, np.cumsum(column))[kept] for column in ranked.hits_at(0))
+    targets = ranked.count_targets() or np.nan
+    precision = np.divide(hits, found, out=np.full(len(kept), np.nan), where=found > 0)
+    return {
+        "threshold": thresholds,
+        "precision": precision,
+        "recall": hits / targets,
+        "f1": 2 * hits / (found + targets),
+    }
 
 
 def threshold_curve(ranked: Ranked) -> dict[str, list[float | None]]:
-    """Precision, recall and F1 of the detections above each threshold; None where none is, or there is no target."""
-    kept = np.searchsorted(-ranked.scores.astype(np.float64), -THRESHOLDS)  # [101] how many lie above
-    hits, found = (np.append(0, np.cumsum(column))[kept].tolist() for column in ranked.hits_at(0))
-    targets = ranked.count_targets()
-    return {
-        "threshold": THRESHOLDS.tolist(),
-        "precision": [h / n if n else None for h, n in zip(hits, found, strict=True)],
-        "recall": [h / targets if targets else None for h in hits],
-        "f1": [2 * h / (n + targets) if targets else None for h, n in zip(hits, found, strict=True)],
-    }
+    """above_thresholds() at 0, 0.01, ... 1."""
+    return {key: with_none(column) for key, column in above_thresholds(ranked, np.linspace(0, 1, 101)).items()}
 
 
 def operating_points(ranked: Ranked) -> dict[str, dict[str, float] | None]:
-    """The threshold of the best F1, and the lowest one whose precision is at least 0.9.
+    """The threshold of the best F1, and the lowest one whose precision is at least 0.9; None where there is none.
 
-    A threshold lies halfway to the next lower score, so that rounding moves no detection across it. None where there
-    are no targets or no hits, or where that precision is never reached.
+    A threshold lies halfway to the next lower score, so that rounding moves no detection across it.
     """
-    targets = ranked.count_targets()
-    hit, counted = ranked.hits_at(0)
-    if not targets or not hit[ranked.scores > 0].any():
-        return {"best_f1": None, "precision_90": None}
-    lower = np.append(ranked.scores[1:], 0)
-    ends = np.flatnonzero(ranked.scores > lower)  # equal scores are kept or dropped together
-    hits, found = np.cumsum(hit)[ends], np.maximum(np.cumsum(counted)[ends], 1)
-    f1 = 2 * hits / (found + targets)
+    scores = ranked.scores.astype(np.float64)
+    lower = np.append(scores[1:], 0)
+    columns = above_thresholds(ranked, ((scores + lower) / 2)[scores > lower])
+    f1, precise = columns["f1"], np.flatnonzero(columns["precision"] >= 0.9)
 
     def point(i: int) -> dict[str, float]:
-        threshold = (float(ranked.scores[ends[i]]) + float(lower[ends[i]])) / 2
-        values = {"precision": hits[i] / found[i], "recall": hits[i] / targets, "f1": f1[i]}
-        return {"threshold": threshold, **{key: float(value) for key, value in values.items()}}
+        return {key: float(column[i]) for key, column in columns.items()}
 
-    precise = np.flatnonzero((hits >= 0.9 * found) & (hits > 0))
-    return {"best_f1": point(int(np.argmax(f1))), "precision_90": point(int(precise[-1])) if len(precise) else None}
-
-
-def numbers_of_bin(ranked: Ranked, a: int, threshold: float) -> dict[str, float]:
-    """AP, AP at IoU 0.5, recall with all detections (no cap) and those above the threshold; -1 without targets."""
-    curves, targets = ranked.curves(a), ranked.count_targets(a)
-    above = int(ranked.times[ranked.image[ranked.hits_at(a)[0] & (ranked.scores > threshold)]].sum())
     return {
-        "boxes": targets,
-        "ap": float(np.mean([curve.precision for curve in curves])),
-        "ap_50": float(curves[0].precision.mean()),
-        "recall": curves[0].recall,
-        "recall_best_f1": above / targets if targets else -1.0,
+        "best_f1": point(int(f1.argmax())) if (f1 > 0).any() else None,
+        "precision_90": point(int(precise[-1])) if len(precise) else None,
     }
 
 
-def by_size(ranked: Ranked, threshold: float) -> list[dict[str, Any]]:
-    """One row per size bin; `ranked` was matched in SIZE_RANGES: detections of other sizes only count as hits."""
-    return [{"bin": name, **numbers_of_bin(ranked, a, threshold)} for a, name in enumerate(SIZE_NAMES)]
-
-
-def by_density(ranked: Ranked, images: Sequence[ImageBoxes], threshold: float) -> list[dict[str, Any]]:
-    """One row per bin of boxes per image (all classes together), of the images in which the class is annotated."""
-    boxes = [max(np.sum(~image.crowd), 1) for image in images]  # an image without boxes belongs to the first bin
-    bins = np.searchsorted(DENSITY_EDGES, boxes) - 1
+def bins(names: Sequence[str], parts: Iterable[tuple[Ranked, int]], threshold: float) -> list[dict[str, Any]]:
+    """One row per bin, a part of the images and an area range; numbers without a cap, -1 without targets."""
     rows = []
-    for b, name in enumerate(DENSITY_NAMES):
-        part = replace(ranked, times=ranked.times * (bins == b))
-        rows.append({"bin": name, "images": int(part.times.sum()), **numbers_of_bin(part, 0, threshold)})
+    for name, (ranked, a) in zip(names, parts, strict=True):
+        precision, _, recall = ranked.curves(a)
+        row: dict[str, Any] = {"bin": name, "images": int(ranked.times.sum()), "boxes": ranked.count_targets(a)}
+        row |= {"ap": float(precision.mean()), "ap_50": float(precision[0].mean()), "recall": float(recall[0])}
+        above = ranked.times[ranked.image[ranked.hits_at(a)[0] & (ranked.scores > threshold)]].sum()
+        row["recall_best_f1"] = int(above) / row["boxes"] if row["boxes"] else -1.0
+        rows.append(row)
     return rows
 
 
-def recall_ceiling(images: Sequence[ImageBoxes], num_queries: int) -> float:
-    """The share of boxes that a detector with so many queries can find at all; 1.0 when there are no boxes."""
-    boxes = np.array([np.sum(~image.crowd) for image in images], np.int64)
-    return float(np.minimum(boxes, num_queries).sum() / boxes.sum()) if boxes.any() else 1.0
+def by_density(ranked: Ranked, boxes: np.ndarray) -> list[tuple[Ranked, int]]:
+    """The parts for bins(): `ranked` in the images of each of DENSITY_NAMES; boxes [I] per image, of all classes."""
+    place = np.searchsorted(DENSITY_EDGES, np.maximum(boxes, 1)) - 1  # no boxes: the first bin
+    return [(replace(ranked, times=ranked.times * (place == b)), 0) for b in range(len(DENSITY_NAMES))]
 
 
-class ImageErrors(NamedTuple):
-    """What became of one image's detections and targets at an operating point."""
-
-    kind: np.ndarray  # [N] HIT ... UNUSED
-    target: np.ndarray  # [N] the target a HIT found, -1 otherwise
-    missed: np.ndarray  # [m] targets that nobody found
-
-
-def name_errors(image: ImageBoxes, thresholds: np.ndarray) -> ImageErrors:
-    """Name the kind of each detection above its class's threshold, in the manner of TIDE (Bolya et al., ECCV 2020).
+def name_errors(image: ImageBoxes, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What became of an image's detections above their class's threshold, in the manner of TIDE (ECCV 2020).
 
     HIT by COCO's matching at IoU 0.5, IGNORED in a crowd region, else the first that applies: DUPLICATE (IoU >= 0.5
     with a target of its class that a better score took), WRONG_CLASS (IoU >= 0.5 with another class), BADLY_PLACED
-    (0.1 <= IoU < 0.5 with its class), BACKGROUND. Unlike TIDE: plain counts instead of the AP each kind costs; "both
-    wrong" is background; every unmatched target is missed, so that hits + missed = targets.
+    (0.1 <= IoU < 0.5 with its class), BACKGROUND. Unlike in TIDE every target without a hit is missed.
+    Returns [N] the kind of each detection, [N] the target that a HIT found (-1 otherwise), [m] the missed targets.
     """
     kind, target = np.full(len(image.scores), UNUSED), np.full(len(image.scores), -1)
     kept = np.flatnonzero(image.scores > thresholds[image.labels])
     iou = pairwise_iou(image.boxes[kept], image.targets, image.crowd)
     same = image.labels[kept, None] == image.target_labels
-    matches = match(iou * same, image.crowd, ~image.crowd[None], IOU_THRESHOLDS[:1])
+    (hit, ignored), taken = match(iou * same, image.crowd, ~image.crowd[None], IOU_THRESHOLDS[:1])
     iou[:, image.crowd] = 0
     best_same, best_other = ((iou * own).max(axis=1, initial=0) for own in (same, ~same))
-    rules = [matches.hit[0] > 0, matches.ignored[0] > 0, best_same >= 0.5, best_other >= 0.5, best_same >= 0.1]
+    rules = [hit[0] > 0, ignored[0] > 0, best_same >= 0.5, best_other >= 0.5, best_same >= 0.1]
     kind[kept] = np.select(rules, [HIT, IGNORED, DUPLICATE, WRONG_CLASS, BADLY_PLACED], BACKGROUND)
-    target[kept] = np.where(matches.hit[0] > 0, matches.target, -1)
-    left = ~image.crowd
-    left[target[target >= 0]] = False
-    return ImageErrors(kind, target, np.flatnonzero(left))
+    target[kept] = np.where(hit[0] > 0, taken, -1)
+    return kind, target, np.setdiff1d(np.flatnonzero(~image.crowd), target)
 
 
 def count_errors(
     images: Sequence[ImageBoxes], thresholds: Mapping[str, float]
 ) -> tuple[dict[str, dict[str, int]], list[dict[str, int]]]:
-    """Hits, missed and the false kinds per class, and the 12 images with most missed targets (ties: lower id).
-
-    `thresholds` names the classes in the order of their labels.
-    """
-    kinds = np.zeros((len(thresholds), UNUSED + 1), np.int64)
-    missed = np.zeros(len(thresholds), np.int64)
+    """Hits, missed and false kinds of each class of `thresholds`, and the 12 images with most missed targets."""
+    kinds, lost = np.zeros((len(thresholds), UNUSED + 1), np.int64), np.zeros(len(thresholds), np.int64)
     rows, limits = [], np.array(list(thresholds.values()))
     for image in images:
-        found = name_errors(image, limits)
-        np.add.at(kinds, (image.labels, found.kind), 1)
-        np.add.at(missed, image.target_labels[found.missed], 1)
-        hits, duplicates, *false = np.bincount(found.kind, minlength=IGNORED)[:IGNORED].tolist()
-        row = {"image_id": image.image_id, "boxes": int(np.sum(~image.crowd)), "hits": hits}
-        rows.append(row | {"misses": len(found.missed), "duplicates": duplicates, "false_positives": sum(false)})
-    errors = {
-        name: {"hits": int(own[HIT]), "missed": int(lost)}
-        | dict(zip(FALSE_KINDS, own[1:IGNORED].tolist(), strict=True))
-        for name, own, lost in zip(thresholds, kinds, missed, strict=True)
-    }
+        kind, _, missed = name_errors(image, limits)
+        np.add.at(kinds, (image.labels, kind), 1)
+        np.add.at(lost, image.target_labels[missed], 1)
+        hits, duplicates, *false = np.bincount(kind, minlength=IGNORED)[:IGNORED].tolist()
+        row = {"image_id": image.image_id, "boxes": hits + len(missed), "hits": hits, "misses": len(missed)}
+        rows.append(row | {"duplicates": duplicates, "false_positives": sum(false)})
+    columns = np.column_stack([kinds[:, HIT], lost, kinds[:, DUPLICATE:IGNORED]]).tolist()
+    names = ("hits", "missed", "duplicate", "wrong_class", "badly_placed", "background")
+    errors = {name: dict(zip(names, row, strict=True)) for name, row in zip(thresholds, columns, strict=True)}
     return errors, sorted(rows, key=lambda row: (-row["misses"], row["image_id"]))[:12]

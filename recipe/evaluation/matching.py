@@ -1,7 +1,5 @@
 """COCO's matching in one image: which detection finds which target, and which detections do not count.
 
-    matches = match(iou, crowd, counts)   # called by DetectionMetrics.update(), image by image
-
 pycocotools walks through the detections once for every IoU threshold and area range. Here one walk serves all of
 them: what is free and what is found are the bits of one integer (0.2 ms an image of 300 detections and 80 boxes).
 """
@@ -14,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# Square pixels, both ends included, as in pycocotools.
-AREA_RANGES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+# All, small, medium, large in square pixels; both ends included, as in pycocotools.
+AREA_RANGES = np.array([(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)])
 
 
 class Matches(NamedTuple):
@@ -23,15 +21,11 @@ class Matches(NamedTuple):
 
     hit: np.ndarray  # [A, N] uint16, where it found a target that counts
     ignored: np.ndarray  # [A, N] uint16, where it is neither right nor wrong
-    target: np.ndarray  # [N] int64, the target it took, -1 for none; with one range and one threshold only
 
 
 @dataclass(slots=True)
 class ImageBoxes:
-    """One image's detections and targets, as compact as exact numbers allow (about 16 KB at 300 x 80 boxes).
-
-    Detections lie sorted by label, then by falling score (ties in the order given), so that each class is one slice.
-    """
+    """One image's detections and targets; each class is one slice of the detections, best score first."""
 
     image_id: int
     size: tuple[int, int]  # height, width in pixels
@@ -44,8 +38,7 @@ class ImageBoxes:
     target_area: np.ndarray  # [M] float64 square pixels
     crowd: np.ndarray  # [M] bool
     # Filled by DetectionMetrics.update():
-    hit: np.ndarray = field(init=False)  # [A + 1, N] as in Matches; the last row is MR-2's own
-    ignored: np.ndarray = field(init=False)  # [A + 1, N]
+    matches: Matches = field(init=False)  # in AREA_RANGES; one row more is MR-2's own
     jaccard: np.ndarray = field(init=False)  # [classes, 10], see crowd.jaccard()
 
 
@@ -65,17 +58,15 @@ def pairwise_iou(boxes: np.ndarray, targets: np.ndarray, crowd: np.ndarray) -> n
     return np.asarray(mask.iou(xywh(boxes), xywh(targets), crowd))
 
 
-def match(iou: np.ndarray, crowd: np.ndarray, counts: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> Matches:
+def match(
+    iou: np.ndarray, crowd: np.ndarray, counts: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS
+) -> tuple[Matches, np.ndarray]:
     """COCO's greedy rule at every IoU threshold and in every area range.
 
     Best score first, each detection takes the free target of the highest IoU, the later one of equals; one that does
-    not count only where none that counts is left. Crowd regions are free for any number of detections.
-
-    Args:
-        iou: [N, M] float64, best score first; 0 between two classes.
-        crowd: [M] bool.
-        counts: [A, M] bool, the targets that count in each area range.
-        thresholds: [T] smallest IoU of a match.
+    not count only where none that counts is left. Crowd regions [M] are free for any number of detections. Given iou
+    [N, M] float64, best score first, 0 between two classes; counts [A, M], the targets that count in each area range;
+    thresholds [T]. Returns [N] the target that each took, too: -1 for none (of use with one range and threshold).
     """
     shifts = len(thresholds) * np.arange(len(counts))  # one integer holds the thresholds of all ranges
     det, target = np.divmod(np.flatnonzero(iou >= thresholds[0]), max(iou.shape[1], 1))  # nonzero() takes 5x as long
@@ -96,20 +87,17 @@ def match(iou: np.ndarray, crowd: np.ndarray, counts: np.ndarray, thresholds: np
             taker[d] = g
             if not shared[g]:
                 taken[g] |= won
-    hit, ignored = np.array(found, np.int64)[:, None] >> shifts[:, None] & 2 ** len(thresholds) - 1  # [2, A, N]
-    return Matches(hit.astype(np.uint16), ignored.astype(np.uint16), np.array(taker, np.int64))
+    rows = np.array(found, np.int64)[:, None] >> shifts[:, None] & 2 ** len(thresholds) - 1  # [2, A, N]
+    return Matches(*rows.astype(np.uint16)), np.array(taker, np.int64)
 
 
 def match_in_ranges(image: ImageBoxes, ranges: np.ndarray) -> Matches:
-    """match() at COCO's thresholds; `ranges` [A, 2] are the smallest and largest areas in square pixels.
-
-    Targets of other sizes do not count, nor do detections of other sizes that found nothing.
-    """
+    """match() in area `ranges` [A, 2]: neither do targets of other sizes count, nor detections that found nothing."""
     low, high = ranges.T[:, :, None]
     counts = (image.target_area >= low) & (image.target_area <= high) & ~image.crowd  # [A, M]
     same = image.labels[:, None] == image.target_labels
     iou = pairwise_iou(image.boxes, image.targets, image.crowd) * same
-    matches = match(iou, image.crowd, counts)
+    (hit, ignored), _ = match(iou, image.crowd, counts)
     area = xywh(image.boxes)[:, 2:].prod(axis=1)
     outside = ((area < low) | (area > high)) * np.uint16(2 ** len(IOU_THRESHOLDS) - 1)  # [A, N]
-    return matches._replace(ignored=matches.ignored | outside & ~matches.hit)
+    return Matches(hit, ignored | outside & ~hit)

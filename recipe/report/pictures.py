@@ -92,10 +92,10 @@ def worst(path: Path, metrics: DetectionMetrics, dataset: CrowdDataset) -> bool:
         if not row["misses"]:
             continue
         image = images[row["image_id"]]
-        errors = name_errors(image, limits)
-        false = (errors.kind > DUPLICATE) & (errors.kind <= BACKGROUND)
-        groups = [image.targets[errors.target[errors.kind == HIT]], image.boxes[false],
-                  image.boxes[errors.kind == DUPLICATE], image.targets[errors.missed]]  # fmt: skip
+        kind, target, missed = name_errors(image, limits)
+        false = (kind > DUPLICATE) & (kind <= BACKGROUND)
+        groups = [image.targets[target[kind == HIT]], image.boxes[false],
+                  image.boxes[kind == DUPLICATE], image.targets[missed]]  # fmt: skip
         x0, y0, x1, y1 = crowded_part(image.size, groups[-1])
         grey = cv2.cvtColor(dataset.photograph(rows[image.image_id])[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY) * 0.7 + 55
         pixels, scale = fit(np.dstack([grey.astype(np.uint8)] * 3), 528, 396)

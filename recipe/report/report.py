@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from recipe.data.dataset import CrowdDataset
-from recipe.evaluation.bootstrap import bootstrap
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.report import pictures, plots, tables
 from recipe.report.advice import next_steps
@@ -56,7 +55,7 @@ def write_report(
     """
     earlier = read_metrics(compare) if compare is not None else None
     values, rows = metrics.compute(), pictures.rows_by_id(dataset)
-    details = metrics.details() | {"intervals": bootstrap(metrics)}
+    details = metrics.details() | {"intervals": metrics.intervals()}
     details["worst_images"] = [
         {"file_name": dataset.file_name(rows[row["image_id"]])} | row for row in details["worst_images"]
     ]

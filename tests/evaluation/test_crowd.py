@@ -263,11 +263,11 @@ def one_of_each_kind():
 
 def test_every_detection_gets_its_kind():
     (image,) = one_of_each_kind().state()
-    errors = name_errors(image, np.array([0.5, 0.5]))
+    kind, target, missed = name_errors(image, np.array([0.5, 0.5]))
     # Best score first: in the region, background, pushed aside, the hit, the head, the duplicate, below the threshold.
-    assert errors.kind.tolist() == [IGNORED, BACKGROUND, BADLY_PLACED, HIT, WRONG_CLASS, DUPLICATE, UNUSED]
-    assert errors.target.tolist() == [-1, -1, -1, 0, -1, -1, -1]
-    assert errors.missed.tolist() == [1, 2]
+    assert kind.tolist() == [IGNORED, BACKGROUND, BADLY_PLACED, HIT, WRONG_CLASS, DUPLICATE, UNUSED]
+    assert target.tolist() == [-1, -1, -1, 0, -1, -1, -1]
+    assert missed.tolist() == [1, 2]
 
 
 def test_errors_are_counted_per_class_at_the_best_f1():

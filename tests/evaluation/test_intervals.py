@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from crowd_images import collect, random_images
 
-from recipe.evaluation.bootstrap import bootstrap
 from recipe.evaluation.metrics import DetectionMetrics
 
 KEYS = ["map", "map_50_person", "map_50_head", "mr2_person", "mr2_head"]
@@ -26,7 +25,7 @@ def test_the_intervals_equal_a_bootstrap_by_hand(crowd):
     images = random_images(11, count=12, most_det=300, most_target=60, crowd=crowd)
     images[0]["labelled"] = [True, False]
     expected = by_hand(images, resamples=25, seed=3)
-    found = bootstrap(collect(images), resamples=25, seed=3)
+    found = collect(images).intervals(resamples=25, seed=3)
     assert set(found) == set(KEYS)
     for key in KEYS:
         assert found[key] == pytest.approx(expected[key], abs=1e-12), key
@@ -38,7 +37,7 @@ def test_an_interval_holds_the_number_itself_and_narrows_with_more_images():
     widths = []
     for images in (few, many):
         metrics = collect(images)
-        low, high = bootstrap(metrics)["map"]
+        low, high = metrics.intervals()["map"]
         assert low < metrics.compute()["map"] < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2  # sixteen times the images: about a quarter
@@ -50,6 +49,6 @@ def test_a_class_without_targets_has_no_interval():
     image = {"size": (100, 100), "pred_xyxy": boxes, "scores": np.ones(2), "labels": people}
     metrics = DetectionMetrics()
     metrics.update(1, **image, target_xyxy=boxes, target_labels=people)
-    found = bootstrap(metrics, resamples=5)
+    found = metrics.intervals(resamples=5)
     assert (found["map"], found["map_50_person"]) == ([1.0, 1.0], [1.0, 1.0])
     assert found["map_50_head"] is found["mr2_head"] is None
