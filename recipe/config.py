@@ -42,6 +42,7 @@ class Range(NamedTuple):
 
 SHARE = Range(0, 1)
 COUNT = Range(1, 1e9)
+HOURS = Range(0, 1e4, open=True)
 
 
 def _flag(default: Any, text: str, allowed: Range | None = None) -> Any:
@@ -57,12 +58,8 @@ class Config:
     data_revision: str | None = _flag(None, "branch, tag or commit of a Hub dataset")
     output_dir: str = _flag("outputs/run", "folder of this run")
     resume: Literal["auto", "never"] = _flag("auto", "resume from the last checkpoint of this run, or start anew")
-    max_hours: float | None = _flag(
-        None, "stop with a full checkpoint after so many hours, exit code 75", Range(0, 1e4, open=True)
-    )
-    push_minutes: float = _flag(
-        10.0, "time for one push to the Hub; then training continues, and it is sent later", Range(0, 1e4, open=True)
-    )
+    max_hours: float | None = _flag(None, "stop with a full checkpoint then, exit code 75", HOURS)
+    push_minutes: float = _flag(10.0, "time for one push; then training continues, and it is sent later", HOURS)
     max_train_images: int | None = _flag(None, "use only so many training images, drawn by --seed", COUNT)
     max_val_images: int | None = _flag(None, "use only so many validation images, drawn by --seed", COUNT)
     eval_images: int | None = _flag(
@@ -70,9 +67,7 @@ class Config:
         "evaluate all epochs but the last on so many images, drawn by --seed; the last and the best on all",
         COUNT,
     )
-    early_stopping_patience: int | None = _flag(
-        None, "stop after so many evaluations without a better --metric_for_best_model", Range(1, 1000)
-    )
+    early_stopping_patience: int | None = _flag(None, "stop after so many evaluations without a better one", COUNT)
     shown_images: int = _flag(4, "validation images drawn and logged at every evaluation; 0 for none", Range(0, 100))
 
     backbone: str = _flag("facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3 repo id or folder; `tiny` for random")

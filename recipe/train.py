@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from recipe.arguments import Arguments
 from recipe.config import DEADLINE_EXIT, DIVERGED_EXIT
-from recipe.data.annotations import Annotations, split_statistics, statistics_in_words
-from recipe.data.augment import build_augmentation
-from recipe.data.dataset import CrowdDataset, load_split
-from recipe.data.geometry import Geometry
+from recipe.data.annotations import Annotations
 from recipe.doctor import driver, installed_driver
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.hub import newest_commit
@@ -35,7 +30,7 @@ from recipe.record import RUN_FILE, RunRecord, read_log, without_tokens
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
-from recipe.schema import CLASS_NAMES, UserError
+from recipe.schema import CLASS_NAMES
 from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint, seal_old_checkpoints
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
@@ -43,19 +38,10 @@ from recipe.training.logs import MetricsLog, PaceLog
 from recipe.training.memory import find_batch_size
 from recipe.training.push import Push, RunRepo, open_run, report_unpushed
 from recipe.training.run import check_run_folder, fixed_settings, lock_run_folder, write_record
+from recipe.training.splits import Splits, load_splits
 from recipe.training.trainer import CrowdTrainer, Diverged
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Data:
-    """Both splits, the part of validation on which epochs are compared, and what run.json says of them."""
-
-    train: CrowdDataset
-    validation: CrowdDataset
-    part: CrowdDataset | None
-    record: dict[str, Any]
 
 
 def train(args: Arguments) -> int:
@@ -66,7 +52,7 @@ def train(args: Arguments) -> int:
     pin_revisions(args, repo)
     lock = lock_run_folder(folder) if args.should_save else None  # kept open: ours until this process ends
 
-    data = load_data(args)
+    data = load_splits(args)
     expected |= {"dataset": data.record["fixed"]}
     checkpoint = find_checkpoint(args, repo, expected)
 
@@ -131,49 +117,6 @@ def pin_revisions(args: Arguments, repo: RunRepo | None) -> None:
     args.backbone_revision, args.data_revision = broadcast_object_list([backbone, data])
 
 
-def load_data(args: Arguments) -> Data:
-    """Both splits as datasets, and what run.json says of them."""
-    data = args.data or built_in_sample(args)
-    geometry = Geometry(args.shortest_edge, args.longest_edge)
-    where: dict[str, Any] = {"revision": args.data_revision, "seed": args.seed}
-    splits: dict[str, CrowdDataset] = {}
-    record: dict[str, Any] = {"data": data}
-    for split, limit in {"train": args.max_train_images, "validation": args.max_val_images}.items():
-        source, annotations, info = load_split(data, split, limit=limit, **where)
-        found = split_statistics(annotations, geometry, args.num_queries)
-        logger.info(statistics_in_words(found, split, args.num_queries))
-        augmentation = build_augmentation(args) if split == "train" else None
-        splits[split] = CrowdDataset(source, annotations, geometry, augmentation, args.seed)
-        record |= {split: found, "revision": info["revision"], "manifest": info["manifest"]}
-    counts = {f"{split}_{key}": record[split][key] for split in splits for key in ("images", "boxes")}
-    record["fixed"] = {"manifest": record["manifest"], **counts}
-    part = None
-    if args.eval_images and args.eval_images < len(splits["validation"]):
-        source, annotations, _ = load_split(data, "validation", limit=args.eval_images, **where)
-        part = CrowdDataset(source, annotations, geometry)
-    return Data(splits["train"], splits["validation"], part, record)
-
-
-def built_in_sample(args: Arguments) -> str:
-    """The pilot's own data: a synthetic crowd, packed as a user would."""
-    from data_prep.sample import make_sample
-    from data_prep.shards import pack
-
-    folder = Path(f"{args.output_dir}-data")
-    packed = folder / "packed"
-    with args.main_process_first(desc="the built-in sample"):
-        if not (packed / "manifest.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                make_sample(folder / "yolo", 10, 10)
-                pack(folder / "yolo", packed)
-            except OSError as error:
-                raise UserError(
-                    f"--output_dir {args.output_dir}: {error}; give a folder that can be written"
-                ) from error
-    return str(packed)
-
-
 def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str, Any]) -> Path | None:
     """The last complete checkpoint of this run, here or on the Hub; None to start anew."""
     folder = Path(args.output_dir)
@@ -219,7 +162,7 @@ def freeze_and_save_backbone(model: Detector, args: Arguments, folder: Path) -> 
 
 
 def make_callbacks(
-    args: Arguments, data: Data, metrics: DetectionMetrics, repo: RunRepo | None, checkpoint: Path | None
+    args: Arguments, data: Splits, metrics: DetectionMetrics, repo: RunRepo | None, checkpoint: Path | None
 ) -> list[TrainerCallback]:
     """What observes the run, in the order in which it is called: a checkpoint is sealed, gets its card, is pushed."""
     flags = shlex.join(without_tokens(sys.argv)[2:])

@@ -172,7 +172,7 @@ def test_a_deadline_says_what_the_hub_lacks(hub, flags, tmp_path, caplog):
 
 def test_a_token_that_only_reads_is_found_before_anything_is_loaded(hub, flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_reads")
-    monkeypatch.setattr("recipe.train.load_data", None)
+    monkeypatch.setattr("recipe.train.load_splits", None)
     assert main([*flags, "--output_dir", str(tmp_path / "run"), "--hub_model_id", NAME]) == 2
     assert "the token can only read" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -290,7 +290,7 @@ def test_both_splits_are_of_one_commit(hub, packed, tmp_path, monkeypatch):
         )
         return found
 
-    monkeypatch.setattr("recipe.train.load_split", load)
+    monkeypatch.setattr("recipe.training.splits.load_split", load)
     assert main(["train", "--data", "alice/race", *TINY, "--output_dir", str(tmp_path / "run")]) == 0
     assert asked == [data, data]
 

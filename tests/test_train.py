@@ -14,7 +14,8 @@ from recipe.model.backbone import run_layer
 from recipe.model.checkpoint import DETECTOR_FILE
 from recipe.model.detector import build_detector
 from recipe.schema import UserError
-from recipe.train import built_in_sample, freeze_and_save_backbone
+from recipe.train import freeze_and_save_backbone
+from recipe.training.splits import built_in_sample
 from recipe.training.trainer import CrowdTrainer
 
 

@@ -23,9 +23,10 @@ from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE, write_backbone
 from recipe.record import read_log
 from recipe.report.card import Card
-from recipe.train import build_model, freeze_and_save_backbone, load_data
+from recipe.train import build_model, freeze_and_save_backbone
 from recipe.training.checkpoints import checkpoints, is_complete
 from recipe.training.run import fixed_settings, write_record
+from recipe.training.splits import load_splits
 from recipe.training.trainer import CrowdTrainer
 
 
@@ -39,7 +40,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def make_trainer(flags: list[str], folder: Path, name: str = "run", callbacks=()) -> CrowdTrainer:
     args = parse([*flags, "--output_dir", str(folder / name)])
-    data = load_data(args)
+    data = load_splits(args)
     torch.manual_seed(0)
     model, processor = build_model(args, data.train.annotations, None)
     model = freeze_and_save_backbone(model, args, Path(args.output_dir))
@@ -294,6 +295,7 @@ def test_sigterm_saves_and_stops_also_when_the_whole_group_gets_it(finished, tmp
 import os, sys
 from recipe.cli import main
 from recipe.training.run import fixed_settings, write_record
+from recipe.training.splits import load_splits
 from recipe.training.trainer import CrowdTrainer
 def step(self, *args, original=CrowdTrainer.training_step):
     if self.state.global_step == 2:
