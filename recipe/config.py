@@ -43,6 +43,7 @@ class Range(NamedTuple):
 SHARE = Range(0, 1)
 COUNT = Range(1, 1e9)
 HOURS = Range(0, 1e4, open=True)
+EDGE = Range(32, 4096)
 
 
 def _flag(default: Any, text: str, allowed: Range | None = None) -> Any:
@@ -84,10 +85,8 @@ class Config:
     d_model: int = _flag(256, "width of the detector, a multiple of its 8 attention heads", Range(8, 2048))
     dropout: float = _flag(0.1, "in the detector", Range(0, 0.9))
 
-    shortest_edge: int = _flag(
-        960, "images are resized so that the shortest side has so many pixels ...", Range(32, 4096)
-    )
-    longest_edge: int = _flag(1536, "... unless the longest would pass this", Range(32, 4096))
+    shortest_edge: int = _flag(960, "images are resized so that the shortest side has so many pixels", EDGE)
+    longest_edge: int = _flag(1536, "... unless the longest would pass this", EDGE)
 
     augment: bool = _flag(True, "flip and affine; crops would cut crowds apart")
     augmentation: str | None = _flag(None, "your own instead: a YAML or JSON file as albumentations writes it")

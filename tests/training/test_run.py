@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from conftest import TINY
 
@@ -9,6 +13,7 @@ from recipe.arguments import parse
 from recipe.cli import main
 from recipe.record import RunRecord, without_tokens
 from recipe.schema import UserError
+from recipe.training.checkpoints import SEAL, damage, seal
 from recipe.training.run import check_run_folder, fixed_settings, lock_run_folder
 
 DATASET = {"manifest": "abc"}
@@ -103,3 +108,42 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, packed, tmp_pat
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert all(word in errors[0] for word in words), errors[0]
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from recipe.training.checkpoints import SEAL, damage, seal
+from recipe.training.run import lock_run_folder
+lock = lock_run_folder(Path(sys.argv[1]))
+print("mine", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_process_s_alone(tmp_path):
+    """Two trainings in one folder both ended with 0 and wrong weights; a killed one leaves no lock behind."""
+    command = [sys.executable, "-c", OWNER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.getcwd()}) as owner:
+        assert owner.stdout.readline() == b"mine\n"
+        with pytest.raises(UserError, match=f"process {owner.pid} on .* trains there"):
+            lock_run_folder(tmp_path)
+        owner.kill()
+    lock_run_folder(tmp_path).close()
+
+
+def test_a_damaged_checkpoint_is_told_whatever_was_damaged(tmp_path):
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    for name in ("config.json", "optimizer.pt", "trainer_state.json"):
+        (folder / name).write_bytes(name.encode() * 100)
+    assert damage(folder) == "its writing was interrupted"
+    seal(folder)
+    assert damage(folder) is None
+    for name in ("config.json", "optimizer.pt", "trainer_state.json", SEAL):
+        content = (folder / name).read_bytes()
+        for broken in (b"", content[: len(content) // 2], bytes(len(content)), None):
+            (folder / name).unlink() if broken is None else (folder / name).write_bytes(broken)
+            assert damage(folder), (name, broken)
+        (folder / name).write_bytes(content)
+    assert damage(folder) is None
