@@ -25,8 +25,8 @@ from recipe.data.batches import collate, normalise
 from recipe.data.dataset import CrowdDataset, load_split
 from recipe.data.geometry import Geometry
 from recipe.model.detector import build_model, freeze
+from recipe.record import read_log
 from recipe.train import class_prior
-from recipe.training.logs import read_log
 
 SIZE = (160, 256)
 # The pilot's detector at half its width and 50 queries: small enough for minutes on a CPU.

@@ -25,7 +25,7 @@ from loopback.hub import LoopbackHub  # noqa: E402
 
 from data_prep.shards import pack  # noqa: E402
 from recipe.model.checkpoint import SHARDS  # noqa: E402
-from recipe.training.logs import read_log  # noqa: E402
+from recipe.record import read_log  # noqa: E402
 
 
 class Machine:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from recipe.hub import as_user_errors, head_commit, send_files, with_retries
+from recipe.hub import as_user_errors, files_of, send_files, with_retries
 from recipe.schema import UserError
 
 PATIENCE = 3600.0  # seconds in which the upload is tried again
@@ -33,10 +33,10 @@ def upload(out: Path, repo_id: str, *, private: bool = True) -> str:
     with as_user_errors(f"--repo-id {repo_id}: not sent, the same command resumes"):
         create = partial(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
         repo_id = with_retries(f"creating {repo_id}", create, deadline).repo_id
-        _, there = with_retries(f"reading {repo_id}", lambda: head_commit(api, repo_id, "dataset"), deadline)
-        if "manifest.json" not in there and set(there) - {".gitattributes", "README.md"}:
-            raise UserError(f"--repo-id {repo_id}: holds something else than a packed dataset; give another")
         info = with_retries(f"reading {repo_id}", lambda: api.repo_info(repo_id, repo_type="dataset"), deadline)
+        there = files_of(info)
+        if "manifest.json" not in there and there - {".gitattributes", "README.md"}:
+            raise UserError(f"--repo-id {repo_id}: holds something else than a packed dataset; give another")
         if private and not info.private:  # asked of the Hub: a repo that was there before is left as it was
             raise UserError(f"--repo-id {repo_id}: is public, for everybody to see; give --public, or another repo")
         stale = [name for name in there if name.startswith("data/") and name not in names]

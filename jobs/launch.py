@@ -57,12 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--bucket", metavar="USER/NAME", help="bucket that is mounted at --output_dir, so that all of it survives")
     add("--ssh", action="store_true", help="let `hf jobs ssh` into the job")
     add("--resource-group-id", metavar="ID", help="of an organisation, for its spending limits")
-    add(
-        "--try",
-        dest="try_",
-        action="store_true",
-        help="a job of minutes first: image, driver, rights, pace and the pilot",
-    )
+    add("--try", dest="try_", action="store_true", help="minutes: the doctor, and 60 steps, whose pace it prints")
     add("--detach", action="store_true", help="do not follow the log")
     add("--dry-run", action="store_true", help="check everything, print the job as JSON, stop")
     add("--status", action="store_true", help="list this project's jobs")

@@ -141,8 +141,8 @@ def check_earlier_run(api: HfApi, model: str, args: Arguments, machine: JobHardw
     Raises:
         UserError: the repo holds something else, a run with other settings, or one that is not to be resumed.
     """
+    from recipe.training.push import RunRepo
     from recipe.training.run import fixed_settings
-    from recipe.training.run_repo import RunRepo
 
     if not api.repo_exists(model):  # to open it would make it
         return None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from recipe.arguments import Arguments
 
 REQUEST = "RECIPE_JOB"  # the variable in which a job carries its own request, to start its successor from
-TRY_SECONDS = 20 * 60
+TRY_SECONDS = 30 * 60
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def make_request(
     write_token = {"TRACKIO_WRITE_TOKEN": found.write_token} if found.write_token else {}
     labels = {"name": found.model.split("/")[-1], "chain": uuid.uuid4().hex[:16], "link": "1"}
     if options.try_:
-        command, seconds = try_command(args, found), TRY_SECONDS
+        command, seconds = try_command(training, found), TRY_SECONDS
     else:
         timeout, max_hours = schedule(options, args, found)
         command, seconds = train_command(options, training, found, max_hours), round(timeout * 3600)
@@ -120,10 +120,12 @@ def train_command(options: argparse.Namespace, training: list[str], found: Findi
     return [*chain, *limits, "--", *command]
 
 
-def try_command(args: Arguments, found: Findings) -> list[str]:
-    """What shows within minutes that image, driver and token are right, how fast a step is, and that training runs."""
-    doctor = ["recipe", "doctor", "--pace", "--backbone", args.backbone, "--hub_model_id", found.model]
-    return ["sh", "-c", f"{shlex.join(doctor)} && recipe train --preset pilot --report_to none"]
+def try_command(training: list[str], found: Findings) -> list[str]:
+    """What shows within minutes that image, driver and token are right, what fits, and how fast a step is."""
+    flags = [*training, "--hub_model_id", found.model]
+    short = "--max_steps 60 --max_train_images 500 --max_val_images 50 --push_to_hub false --report_to none"
+    doctor, train = shlex.join(["recipe", "doctor", *flags]), shlex.join(["recipe", "train", *flags])
+    return ["sh", "-c", f"{doctor} && {train} --output_dir outputs/try {short}"]
 
 
 def parse_volume(text: str) -> dict[str, Any]:

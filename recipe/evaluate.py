@@ -19,7 +19,7 @@ from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import load_detector, load_processor
 from recipe.report.report import print_numbers, read_metrics, write_report
 from recipe.schema import UserError
-from recipe.training.run import writable
+from recipe.training.run import device, writable
 from recipe.training.trainer import CrowdTrainer
 
 
@@ -49,7 +49,8 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     metrics = DetectionMetrics(num_queries=model.config.num_queries)
     CrowdTrainer(args, model, processor, None, dataset, metrics).evaluate()
-    record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": info}
+    data = info | {"data": options.data, "split": options.split}
+    record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": data, "device": device()}
     print_numbers(write_report(folder, metrics, dataset, record=record, compare=options.compare))
     print(f"report     {folder / 'report' / 'report.md'}")
     return 0

@@ -8,7 +8,6 @@ send_files(api, "USER/NAME", {"model.safetensors": path}, "epoch-03", time.monot
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import random
@@ -20,7 +19,6 @@ from typing import Any, TypeVar
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, set_client_factory
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id
 
 from recipe.schema import UserError
@@ -29,13 +27,12 @@ logger = logging.getLogger(__name__)
 
 TRANSIENT = {408, 412, 425, 429, 500, 502, 503, 504}  # 412: somebody else committed in between, so look again
 PATIENCE = 180.0  # seconds for each question, where nothing else is said
-PREFLIGHT = 30.0  # seconds that all questions together may lose within `short_timeouts`
-FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
+PREFLIGHT = 10.0  # seconds for each question, and for its answer, within `short_timeouts`
 TIMEOUTS = {"connect": 20.0, "read": 120.0, "write": 120.0, "pool": 120.0}  # where a request sets none itself
-Files = dict[str, RepoFile]  # by path in the repo
+FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
 Result = TypeVar("Result")
 
-_preflight_left = math.inf  # seconds of PREFLIGHT, within `short_timeouts`
+_longest = math.inf  # seconds: `PREFLIGHT` within `short_timeouts`
 _client_hooks = get_session().event_hooks["request"]  # the client's own: its offline mode and request ids
 
 
@@ -44,10 +41,10 @@ class HubAway(UserError):
 
 
 def _set_timeout(request: httpx2.Request) -> None:
-    """No request waits for ever: some calls of the client ask for `timeout=None`."""
+    """No request waits for ever: some calls of the client ask for `timeout=None`, past that of its session."""
     asked = request.extensions.get("timeout", {})
-    short = math.inf if _preflight_left == math.inf else max(3.0, min(10.0, _preflight_left))
-    request.extensions["timeout"] = {name: asked.get(name) or min(limit, short) for name, limit in TIMEOUTS.items()}
+    limits = {name: asked.get(name) or min(limit, _longest) for name, limit in TIMEOUTS.items()}
+    request.extensions["timeout"] = limits
 
 
 set_client_factory(
@@ -59,20 +56,15 @@ def with_retries(what: str, call: Callable[[], Result], deadline: float | None =
     """`call()`, and again after each passing failure, until time.monotonic() reaches `deadline`; default: `PATIENCE`.
 
     The pauses grow, are random, and as long as the server's Retry-After asks. Raises what the last attempt raised.
-    Within `short_timeouts` the end may come sooner.
     """
-    global _preflight_left
     attempt, began = 0, time.monotonic()
-    deadline = min(deadline or began + PATIENCE, began + _preflight_left)
+    deadline = min(deadline or began + PATIENCE, began + _longest)
     while True:
         try:
             return call()
         except Exception as error:
-            if not is_transient(error):
-                raise
             pause = max(random.uniform(0.5, 1.0) * min(2**attempt, 60), asked_pause(error))
-            if time.monotonic() + pause > deadline:
-                _preflight_left = max(0.0, _preflight_left - (time.monotonic() - began))
+            if not is_transient(error) or time.monotonic() + pause > deadline:
                 raise
             logger.info("%s: %s; again in %.0f s", what, first_line(error), pause)
             time.sleep(pause)
@@ -81,16 +73,13 @@ def with_retries(what: str, call: Callable[[], Result], deadline: float | None =
 
 @contextlib.contextmanager
 def short_timeouts() -> Iterator[None]:
-    """In here a Hub that is away costs `PREFLIGHT` seconds in all, and an answer is waited for 10 seconds at most.
-
-    At least 3 seconds: what one question has lost is not another's fault.
-    """
-    global _preflight_left
-    _preflight_left = PREFLIGHT
+    """In here a question to a Hub that is away costs `PREFLIGHT` seconds at most."""
+    global _longest
+    _longest = PREFLIGHT
     try:
         yield
     finally:
-        _preflight_left = math.inf
+        _longest = math.inf
 
 
 @contextlib.contextmanager
@@ -104,11 +93,16 @@ def as_user_errors(where: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        words = first_line(error)
         if is_transient(error) or isinstance(error, OfflineModeIsEnabled):
-            raise HubAway(f"{where}: the Hub cannot be reached ({first_line(error)})") from error
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-            raise UserError(f"{where}: the Hub does not take this token ({first_line(error)}). {FIX}") from error
-        raise UserError(f"{where}: {first_line(error)}") from error
+            raise HubAway(f"{where}: the Hub cannot be reached ({words})") from error
+        if isinstance(error, GatedRepoError):
+            words = "is gated: accept its licence on its page, as the user of `hf auth login`"
+        elif isinstance(error, RepositoryNotFoundError):
+            words = "no such repo, or this token may not read it (`hf auth login`)"
+        elif isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            words = f"the Hub does not take this token ({words}). {FIX}"
+        raise UserError(f"{where}: {words}") from error
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -132,8 +126,8 @@ def is_transient(error: BaseException) -> bool:
 
 def asked_pause(error: BaseException) -> float:
     """Seconds that the server asks to wait: Retry-After, or the rest of the rate limit's window."""
-    answers = (cause.response for cause in causes(error) if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError))
-    headers = next((answer.headers for answer in answers), httpx2.Headers())
+    answers = (getattr(cause, "response", None) for cause in causes(error))
+    headers: Mapping[str, str] = next((answer.headers for answer in answers if answer is not None), {})
     after, limit = headers.get("Retry-After", ""), parse_ratelimit_headers(headers)
     asked = limit.reset_in_seconds if limit is not None and limit.remaining == 0 else 0
     return float(max(int(after) if after.isdecimal() else 0, asked))
@@ -150,6 +144,11 @@ def is_repo_id(name: str) -> bool:
         validate_repo_id(name)
         return "/" in name and not Path(name).exists()
     return False
+
+
+def full_id(name: str, user: Mapping[str, Any]) -> str:
+    """USER/NAME, also of a NAME alone, as the Hub reads it."""
+    return name if "/" in name else f"{user['name']}/{name}"
 
 
 def newest_commit(name: str, revision: str | None, kind: str) -> str | None:
@@ -186,21 +185,9 @@ def check_read_access(repo_id: str) -> str:
     Raises:
         UserError: its licence was not accepted, or no such repo for this token; HubAway: the Hub cannot be asked.
     """
-    api = HfApi()
     with as_user_errors(repo_id):
-        try:
-            with_retries(f"looking at {repo_id}", lambda: api.auth_check(repo_id))
-        except GatedRepoError as error:
-            where = f"accept its licence on {api.endpoint}/{repo_id}, as the user of `hf auth login`"
-            raise UserError(f"{repo_id} is gated: {where}") from error
-        except RepositoryNotFoundError as error:
-            raise UserError(f"{repo_id}: no such model, or this token may not read it (`hf auth login`)") from error
+        with_retries(f"looking at {repo_id}", lambda: HfApi().auth_check(repo_id))
     return f"{repo_id} can be fetched"
-
-
-def full_id(name: str, user: Mapping[str, Any]) -> str:
-    """USER/NAME, also of a NAME alone, as the Hub reads it."""
-    return name if "/" in name else f"{user['name']}/{name}"
 
 
 def check_rights(user: Mapping[str, Any], where: str, permission: str) -> None:
@@ -215,21 +202,7 @@ def check_rights(user: Mapping[str, Any], where: str, permission: str) -> None:
         scopes = token["fineGrained"]["scoped"]
         granted = {scope["entity"]["name"] for scope in scopes if permission in scope["permissions"]}
         if not granted & {namespace, where}:
-            raise UserError(
-                f"{where}: the fine-grained token has no write permission on {namespace} ({permission}). {FIX}"
-            )
-
-
-def head_commit(api: HfApi, repo_id: str, kind: str = "model", revision: str | None = None) -> tuple[str, Files]:
-    """The newest commit of a branch (default: main) and its files."""
-    commit = str(api.repo_info(repo_id, repo_type=kind, revision=revision).sha)
-    return commit, files_at(api, repo_id, commit, kind)
-
-
-def files_at(api: HfApi, repo_id: str, commit: str, kind: str = "model") -> Files:
-    """Path -> file of one commit."""
-    entries = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=kind)
-    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+            raise UserError(f"{where}: the token has no write permission on {namespace} ({permission}). {FIX}")
 
 
 def send_files(
@@ -248,14 +221,18 @@ def send_files(
     Tries until time.monotonic() reaches `deadline`. Only what differs travels, and nothing that arrived once is sent
     again. Returns the new commit; the newest where the branch holds all that already, as after a lost answer.
     """
+    where: dict[str, Any] = {"repo_type": kind, "revision": revision}
 
     def attempt() -> str:
-        commit = api.repo_info(repo_id, repo_type=kind, revision=revision).sha
-        found = files_at(api, repo_id, str(commit), kind) if delete else {}
+        head = api.repo_info(repo_id, **where)
         # New ones for each attempt: only such are compared with what the branch holds, and left out where it is equal.
         operations: list[Any] = [CommitOperationAdd(name, path) for name, path in files.items()]
-        operations += [CommitOperationDelete(name) for name in delete if name in found]
-        send = functools.partial(api.create_commit, repo_id, operations, commit_message=title, parent_commit=commit)
-        return str(send(repo_type=kind, revision=revision).oid)
+        operations += [CommitOperationDelete(name) for name in sorted(files_of(head) & {*delete})]
+        return api.create_commit(repo_id, operations, commit_message=title, parent_commit=head.sha, **where).oid
 
     return with_retries(f"pushing {title!r}", attempt, deadline)
+
+
+def files_of(info: Any) -> set[str]:
+    """The paths in a repo, of what `repo_info` says of it."""
+    return {file.rfilename for file in info.siblings or ()}

@@ -1,7 +1,8 @@
-"""run.json: what made a run, read and written here alone.
+"""run.json: what made a run, read and written here alone; and the rows of metrics.jsonl.
 
     record = RunRecord.read(Path("outputs/run"))    # None where there is no run
     record.settings["learning_rate"], record.dataset["train"]["images"]
+    read_log(Path("outputs/run"))[-1]["eval_map"]
 
 Standard library only: the launcher reads it too.
 """
@@ -18,6 +19,7 @@ from typing import Any
 from recipe.schema import UserError
 
 RUN_FILE = "run.json"
+LOG_FILE = "metrics.jsonl"
 TOKEN_FLAG = r"--[\w-]*token[\w-]*"
 
 
@@ -86,6 +88,18 @@ class RunRecord:
                 f"{where}: holds a run with other settings: {'; '.join(differing)}. Give the same settings to resume "
                 f"it, or another {where.split()[0]} to start a new one"
             )
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a killed process left unfinished is dropped."""
+    path = folder / LOG_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def without_tokens(argv: Sequence[str]) -> list[str]:

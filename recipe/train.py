@@ -31,15 +31,15 @@ from recipe.evaluation.metrics import DetectionMetrics
 from recipe.hub import newest_commit
 from recipe.model.checkpoint import BACKBONE_FILE, init_from, load_detector, write_backbone
 from recipe.model.detector import Detector, build_detector, build_processor, freeze
-from recipe.record import RunRecord, without_tokens
+from recipe.record import RUN_FILE, RunRecord, read_log, without_tokens
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.schema import CLASS_NAMES, UserError
-from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint
+from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint, seal_old_checkpoints
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
-from recipe.training.logs import MetricsLog, PaceLog, read_log
+from recipe.training.logs import MetricsLog, PaceLog
 from recipe.training.memory import find_batch_size
 from recipe.training.push import Push, RunRepo, open_run, report_unpushed
 from recipe.training.run import check_run_folder, fixed_settings, lock_run_folder, write_record
@@ -62,9 +62,9 @@ def train(args: Arguments) -> int:
     """Train, keep the best model, write the report. Returns the exit code: 0, or 75 when the time was up."""
     say_driver()
     folder, expected = Path(args.output_dir), fixed_settings(args)
-    lock = lock_run_folder(folder) if args.should_save else None  # kept open: ours until this process ends
     repo = open_repo(args)
     pin_revisions(args, repo)
+    lock = lock_run_folder(folder) if args.should_save else None  # kept open: ours until this process ends
 
     data = load_data(args)
     expected |= {"dataset": data.record["fixed"]}
@@ -75,11 +75,10 @@ def train(args: Arguments) -> int:
     if args.should_save:  # before any other file: a folder without its record is not resumed
         write_record(folder, args, expected, data.record)
     model = freeze_and_save_backbone(model, args, folder)
-    if torch.cuda.is_available():
-        find_batch_size(args, model, processor, data.train, grow=checkpoint is None)
-
     metrics, deadline = DetectionMetrics(num_queries=args.num_queries), Deadline(args.max_hours)
     callbacks = make_callbacks(args, data, metrics, repo, checkpoint)
+    if torch.cuda.is_available():
+        find_batch_size(args, model, processor, data.train, grow=checkpoint is None)
     trainer = CrowdTrainer(
         args, model, processor, data.train, data.validation, metrics, [*callbacks, deadline], part=data.part
     )
@@ -183,6 +182,7 @@ def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str
             if repo is not None:
                 repo.restore(folder, expected)
             check_run_folder(folder, expected, args.resume)
+            seal_old_checkpoints(folder)
         checkpoint = last_checkpoint(folder)
         if checkpoint is not None and args.should_save:
             find_best(checkpoint)
@@ -232,7 +232,7 @@ def make_callbacks(
         Seal(),
     ]
     if repo is not None:
-        callbacks += [Card(metrics), Push(repo)]
+        callbacks += [Card(metrics), Push(repo, args.save_total_limit)]
     if "trackio" in args.report_to:  # the library's own waits for its server, and loses rows
         args.report_to.remove("trackio")
         callbacks.append(Dashboard(Path(args.output_dir)))
@@ -250,8 +250,8 @@ def finish(trainer: CrowdTrainer, repo: RunRepo | None) -> int:
     if not trainer.is_world_process_zero():
         return 0
     folder = Path(args.output_dir)
-    record = RunRecord.read(folder)
-    found = write_report(folder, metrics, trainer.eval_dataset, history=read_log(folder), record=record)
+    record = RunRecord.load(folder / RUN_FILE)
+    found = write_report(folder, metrics, trainer.eval_dataset, record=vars(record), history=read_log(folder))
     # Each class's best-F1 score travels in config.json, a plain extra key: `recipe predict` starts from it.
     trainer.model.config.detection_thresholds = found["details"]["thresholds"]
     trainer.save_model()

@@ -91,7 +91,7 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path, capsys, monkeypatch):
     assert "USER/DINO: the Hub cannot be reached (no route); or give `--backbone DIR`" in said
 
 
-def test_all_questions_to_a_hub_out_of_reach_cost_half_a_minute_together(tmp_path, capsys, monkeypatch):
+def test_a_question_to_a_hub_out_of_reach_costs_seconds(tmp_path, capsys, monkeypatch):
     """Each of them was asked for three minutes."""
     monkeypatch.setattr("recipe.hub.PREFLIGHT", 1.0)
     monkeypatch.setattr("recipe.hub.PATIENCE", 10.0)

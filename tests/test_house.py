@@ -29,7 +29,7 @@ FLOORS = {
     "recipe/pace.py": GROUND,
     "recipe/arguments.py": GROUND,
     "recipe/hub.py": GROUND,
-    "recipe/data/geometry.py": set(),
+    "recipe/data/geometry.py": GROUND,
     "recipe/data": LIBRARY,
     "recipe/model": LIBRARY,
     "recipe/evaluation": LIBRARY,
@@ -38,7 +38,7 @@ FLOORS = {
     "recipe/prediction": ROOMS,
     "recipe": ROOMS | {"recipe.training", "recipe.report", "recipe.prediction", "recipe.doctor"},
     "recipe/cli.py": {"recipe"},
-    "data_prep": GROUND | {"recipe.data.geometry", "recipe.hub"},
+    "data_prep": GROUND | {"recipe.data.geometry", "recipe.hub", "recipe.version"},
     "jobs": {"recipe"},
 }
 PILOT = {"data_prep.sample", "data_prep.shards"}  # the pilot makes its own sample, in one place

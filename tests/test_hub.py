@@ -54,8 +54,8 @@ def seconds_for_an_answer() -> float:
     return request.extensions["timeout"]["read"]
 
 
-def test_a_preflight_loses_no_more_time_than_its_own_to_a_hub_that_is_away(hub, monkeypatch):
-    """All its questions together; after it a run is as patient as ever."""
+def test_a_preflight_loses_little_time_to_a_hub_that_is_away(hub, monkeypatch):
+    """And after it a run is as patient as ever."""
     monkeypatch.setattr("recipe.hub.PREFLIGHT", 3.0)
     asked = []
 
@@ -65,12 +65,11 @@ def test_a_preflight_loses_no_more_time_than_its_own_to_a_hub_that_is_away(hub, 
 
     began = time.monotonic()
     with short_timeouts():
-        for _ in range(4):
-            with pytest.raises(ConnectionError):
-                with_retries("trying", away, began + 60)
+        with pytest.raises(ConnectionError):
+            with_retries("trying", away, began + 60)
         assert seconds_for_an_answer() == 3.0
-    assert time.monotonic() - began < 4
-    assert len(asked) >= 6
+    assert time.monotonic() - began < 3
+    assert len(asked) >= 2
     assert seconds_for_an_answer() == 120.0
 
 

@@ -6,9 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipe import doctor
 from recipe.cli import main
-from recipe.model.backbone import tiny_backbone
 from recipe.pace import MS_PER_IMAGE, START_HOURS, Pace, computed_rate, cost_table, pace_in_words
 from recipe.record import RunRecord
 from recipe.training import logs as tracking
@@ -29,6 +27,11 @@ def test_another_gpu_is_estimated_by_the_ratio_of_computed_times_and_an_unknown_
     assert PACE.on("2 x A10G").images_per_second == pytest.approx(2.0 * 2 * 257 / 213)
     assert PACE.on("1 x Z9000") is None
     assert Pace(2.0, "CPU (2 cores)", 1, 1, 1).on("1 x A10G") is None
+
+
+def test_without_a_measured_pace_that_of_a_known_gpu_can_be_computed():
+    assert Pace.computed(WORKSTATION, 55442, 12065, 10).hours == pytest.approx(48, abs=1)
+    assert Pace.computed("CPU (2 cores)", 55442, 12065, 10) is None
 
 
 def test_the_name_of_a_gpu_is_not_taken_for_that_of_its_neighbour():
@@ -71,12 +74,13 @@ def test_warm_up_evaluations_and_checkpoints_are_not_counted(monkeypatch, tmp_pa
     args = SimpleNamespace(
         per_device_train_batch_size=2, gradient_accumulation_steps=4, world_size=1, output_dir=str(tmp_path)
     )
-    state = SimpleNamespace(is_world_process_zero=True, max_steps=4500)
+    args.metric_for_best_model = "eval_map"
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=4500, global_step=20)
     for step in range(1, 51):
         clock[0] += 30.0 if step <= 10 else 4.0  # kernels are chosen
         if step == 20:
             clock[0] += 1000.0
-            log.on_evaluate(args, state, None)
+            log.on_evaluate(args, state, None, metrics={})
         log.on_step_end(args, state, None, train_dataloader=range(1799))
     pace = Pace.read(RunRecord.read(tmp_path).pace)
     assert pace.images_per_second == pytest.approx(2.0)
@@ -100,9 +104,3 @@ def test_a_training_writes_its_pace_where_the_launcher_reads_it(tiny_flags, tmp_
 def test_a_run_without_a_pace_has_none():
     assert Pace.read(None) is None
     assert Pace.read(PACE.record()) == PACE
-
-
-def test_the_doctor_measures_the_training_step():
-    """On a CPU there is nothing worth measuring, and it says so; the step itself runs anywhere."""
-    assert list(doctor.pace()) == [("pace", None, "without a GPU there is none to measure")]
-    assert 0.01 < doctor.step_rate(tiny_backbone(), 64, 96, steps=3) < 1000

@@ -10,8 +10,8 @@ from conftest import make_yolo
 from recipe.arguments import parse
 from recipe.cli import main
 from recipe.evaluation.metrics import DetectionMetrics
-from recipe.model.checkpoint import DETECTOR_FILE
 from recipe.model.backbone import run_layer
+from recipe.model.checkpoint import DETECTOR_FILE
 from recipe.model.detector import build_detector
 from recipe.schema import UserError
 from recipe.train import built_in_sample, freeze_and_save_backbone

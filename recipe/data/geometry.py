@@ -1,8 +1,6 @@
 """The one rule for sizes: how large an image is when the detector sees it.
 
-    Geometry(960, 1536).resized(1080, 1920)  # (864, 1536)
-
-Training, evaluation, the saved processor and the reports all ask here. Standard library only.
+Geometry(960, 1536).resized(1080, 1920)  # (864, 1536)
 """
 
 from __future__ import annotations
@@ -22,10 +20,9 @@ class Geometry:
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that an image of this size is resized to: multiples of the patch of 16 pixels.
 
-        Equal to what transformers' `YolosImageProcessor`, the processor that is saved, computes for the same two edges
-        (`get_size_with_aspect_ratio_yolos`, its order of rounding included) wherever that gives an image. A very long
-        and narrow one (1600x10) it would resize to a side of 0: that side is 16 here. As there, a landscape image
-        whose height already fits keeps its width: 1580x16 becomes 1568x16, a little beyond `longest_edge`.
+        Equal to what `YolosImageProcessor`, the processor that is saved, computes for the same two edges
+        (transformers' `get_size_with_aspect_ratio_yolos`, its order of rounding included), wherever that is not 0. As
+        there, a landscape image whose height already fits keeps its width: 1580x16 becomes 1568x16.
         """
         short, long = min(height, width), max(height, width)
         exact: float = self.shortest_edge  # the new short side, before it is rounded

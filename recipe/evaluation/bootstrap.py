@@ -32,6 +32,7 @@ def bootstrap(metrics: DetectionMetrics, resamples: int = 200, seed: int = 0) ->
             values.setdefault(f"map_{name}", []).append(replace(capped, times=times).average_precision())
             values.setdefault(f"map_50_{name}", []).append(drawn.average_precision([0]))
             values.setdefault(f"mr2_{name}", []).append(log_average_miss_rate(drawn))
+        del ranked, capped, drawn  # before the next class is gathered
     of_classes = [values.pop(f"map_{name}") for name in metrics.class_names]
     values["map"] = [mean_of_defined(numbers) for numbers in zip(*of_classes, strict=True)]
     defined = {key: [value for value in numbers if value >= 0] for key, numbers in values.items()}

@@ -5,7 +5,7 @@
     metrics.compute()   # {"map": ..., "map_50": ..., ...}: what the Trainer logs as eval_*
     metrics.details()   # curves, bins, operating points, error kinds: what the report draws
 
-Each image is matched in update(); about 15 KB per image of 300 detections and 80 boxes stay in memory. The numbers
+Each image is matched in update(); about 16 KB per image of 300 detections and 80 boxes stay in memory. The numbers
 equal pycocotools' (tests/evaluation/test_metrics.py); `python benchmarks/metrics.py` times them.
 """
 

@@ -1,7 +1,10 @@
 """One class's detections of all images, best score first, and COCO's precision curve over them.
 
-ranked = Ranked.of(images, [(image.hit, image.ignored) for image in images], label, ranges)
-ranked.first(100).average_precision([5])   # AP at IoU 0.75 with at most 100 detections an image
+    ranked = metrics.ranked(label)
+    ranked.first(100).average_precision([5])   # AP at IoU 0.75 with at most 100 detections an image
+
+An image may count several times or not at all (`times`): so density bins, images in which the class is not annotated
+and the bootstrap's resamples need neither another matching nor another sorting.
 """
 
 from __future__ import annotations

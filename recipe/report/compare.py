@@ -10,38 +10,31 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
 
-from recipe.record import RunRecord
+from recipe.record import RunRecord, read_log
 from recipe.report.plots import learning_curves
 from recipe.report.tables import escape, number, table
 from recipe.schema import UserError
 
-SAME_IMAGES = ("manifest", "data_revision", "split")  # of a report's record: what says which images they were
-
 
 def compare(options: argparse.Namespace) -> int:
     """Write compare.md and compare.png on `options.runs` into `options.out`; UserError for a run without a report."""
-    names = [Path(run).resolve().name for run in options.runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in options.runs]
-    runs = dict(zip(names, map(Path, options.runs), strict=True))
-    found = {name: read_metrics(path / "report" / "metrics.json" if path.is_dir() else path)
-             for name, path in runs.items()}  # fmt: skip
+    runs = {str(run): Path(run) for run in options.runs}
+    files = {name: run / "report" / "metrics.json" if run.is_dir() else run for name, run in runs.items()}
+    found = {name: read_metrics(path) for name, path in files.items()}
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    sections = ["# Comparison", *compare_numbers(found), "", "## Settings that differ", "", *compare_settings(runs)]
-    if learning_curves(out / "compare.png", {name: read_history(path) for name, path in runs.items()}):
-        sections += ["", "## Training", "", "![Curves of all runs](compare.png)"]
-    text = "\n".join(sections) + "\n"
-    (out / "compare.md").write_text(text)
+    lines = ["# Comparison", *compare_numbers(found), "", "## Settings that differ", "", *compare_settings(runs)]
+    if learning_curves(out / "compare.png", {name: read_log(run) for name, run in runs.items()}):
+        lines += ["", "## Training", "", "![Curves of all runs](compare.png)"]
+    (out / "compare.md").write_text("\n".join(lines) + "\n")
     console = Console()
-    console.print(Markdown(text))
+    console.print(Markdown("\n".join(lines)))
     console.print(f"comparison {out / 'compare.md'}", soft_wrap=True)
     return 0
 
@@ -50,39 +43,27 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """A report's metrics.json. Raises UserError if it is none."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found["map"], found["details"]["images"], found["record"]["checkpoint"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: cannot be read as the numbers of a report ({error}); "
+            f"{path}: cannot be read as the numbers of a report ({error!r}); "
             "`recipe evaluate RUN --data DATA` writes RUN/evaluation-validation/report/metrics.json"
         ) from error
-    if not isinstance(found, dict) or not isinstance(found.get("map"), float | int):
-        raise UserError(f"{path}: holds no metrics; give a run's folder or the metrics.json of its report")
     return found
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; none where there is no such file."""
-    rows: list[dict[str, Any]] = []
-    with suppress(OSError, ValueError):  # a killed process may leave half a line at the end
-        for line in (path / "metrics.jsonl").read_text().splitlines():
-            rows.append(json.loads(line))
-    return rows
 
 
 def compare_numbers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A row per metric, a column per run; each later run with its change, and an arrow up where that is better."""
-    first = next(iter(found.values()))
+    first, *later = found.values()
     rows = []
-    for key in [key for key, value in first.items() if isinstance(value, int | float)]:
-        values = [each.get(key, -1) for each in found.values()]
-        rows.append([f"`{key}`", number(values[0]), *(change(key, values[0], value) for value in values[1:])])
-    lines = table(["metric", *map(escape, found)], rows, "l" + "r" * len(found))
-    origins = [[(each.get("record") or {}).get(key) for key in SAME_IMAGES] for each in found.values()]
-    images = [(each.get("details") or {}).get("images") for each in found.values()]
-    if all(each == origins[0] for each in origins) and len(set(images)) == 1:
-        return [*lines, "", "All were evaluated on the same images."]
+    for key in [key for key, value in first.items() if isinstance(value, float)]:
+        changes = [change(key, first[key], each.get(key, -1)) for each in later]
+        rows.append([f"`{key}`", number(first[key]), *changes])
+    images = {(each["details"]["images"], *map(each["record"].get, ("manifest", "data_revision", "split")))
+              for each in found.values()}  # fmt: skip
     text = "**The runs were not evaluated on the same images**, so the differences are not the models' alone."
-    return [*lines, "", text]
+    text = "All were evaluated on the same images." if len(images) == 1 else text
+    return [*table(["metric", *map(escape, found)], rows, "l" + "r" * len(found)), "", text]
 
 
 def change(key: str, before: float, now: float) -> str:
@@ -96,13 +77,9 @@ def change(key: str, before: float, now: float) -> str:
 
 def compare_settings(runs: Mapping[str, Path]) -> list[str]:
     """The settings that decide the weights, where the runs differ in them."""
-    records = {name: RunRecord.read(path) for name, path in runs.items() if path.is_dir()}
+    records = {name: RunRecord.read(run) for name, run in runs.items()}
     known = {name: record.fixed_settings for name, record in records.items() if record is not None}
-    rows = []
-    for key in dict.fromkeys(key for settings in known.values() for key in settings):
-        values = [str(settings.get(key, "–")) for settings in known.values()]
-        if len(set(values)) > 1:
-            rows.append([f"`{key}`", *map(escape, values)])
-    if not rows:
-        return ["None is known." if len(known) < len(runs) else "None."]
-    return table(["setting", *map(escape, known)], rows, "l" * (1 + len(known)))
+    keys = dict.fromkeys(key for settings in known.values() for key in settings)
+    rows = [[f"`{key}`", *(escape(settings.get(key, "–")) for settings in known.values())] for key in keys]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    return table(["setting", *map(escape, known)], rows, "l" * (1 + len(known))) if rows else ["None that is known."]

@@ -1,6 +1,7 @@
 """The report's numbers as Markdown tables, for report.md, the model card and the comparison of runs.
 
-    tables.class_table(metrics.compute(), metrics.details())
+    class_table(metrics.compute(), metrics.details())
+    values, words = check_with_torchmetrics(metrics)
 
 Undefined numbers (-1 or None) are a dash. Words from outside (names of files and runs) go through `escape`.
 """
@@ -8,52 +9,35 @@ Undefined numbers (-1 or None) are a dash. Words from outside (names of files an
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MEANINGS = {
-    "map": "average precision, mean over IoU 0.50 to 0.95 and the classes; at most 100 detections per class and image",
-    "map_max300": "the same with 300 detections: beside `map` it shows what COCO's limit hides in crowds",
-    "map_50": "average precision at IoU 0.5: roughly in place",
-    "map_75": "at IoU 0.75: well in place",
-    "map_small": "on boxes below 32² pixels",
-    "map_medium": "on boxes from 32² to 96² pixels",
-    "map_large": "on boxes above 96² pixels",
-    "mar_1": "average recall, mean over IoU 0.50 to 0.95, with one detection per class and image",
-    "mar_10": "with 10 detections",
-    "mar_100": "with 100 detections, COCO's standard",
-    "mar_300": "with 300 detections: the fair one where an image holds more than 100 boxes",
-    "mar_small": "on boxes below 32² pixels",
-    "mar_medium": "on boxes from 32² to 96² pixels",
-    "mar_large": "on boxes above 96² pixels",
-}
-BY_CLASS = {  # of a metric's key: what the tables call it
-    "map": "AP, IoU 0.50 to 0.95 (map)",
-    "map_50": "AP at IoU 0.5 (map_50)",
-    "mar_100": "AR, 100 detections (mar_100)",
-    "mr2": "MR-2 (lower is better)",
-    "ji": "JI",
-}
-EXPLAINED = """
-`map_50` has COCO's limit of 100 detections in the column `all`, and none by class. MR-2 is the log-average miss rate
-over 0.01 to 1 false detections per image. JI is the Jaccard index: of all boxes and detections the share that pair up
-one to one, at the best threshold. Both follow the CrowdHuman benchmark (Shao et al. 2018, arXiv:1805.00123)."""
-# CrowdHuman val, full body (heads: their own boxes): model, class, AP at IoU 0.5, MR-2, JI, source.
-PUBLISHED = """\
-| CrowdDet, R50 | person | 90.7 | 41.4 | 82.4 | Chu et al., CVPR 2020, arXiv:2003.09163 |
-| Deformable DETR, 1000 queries | person | 91.5 | 43.7 | 83.1 | as measured by Zheng et al., arXiv:2203.07669 |
-| Iter Deformable DETR, Swin-L | person | 94.1 | 37.7 | 87.1 | Zheng et al., CVPR 2022, arXiv:2203.07669 |
-| IDPD, R50 | person | 93.2 | 39.2 | 85.0 | SIViP 2024, doi:10.1007/s11760-023-02896-2 |
-| BPJDet-M, 1536 pixels | person | 82.8 | 45.4 | – | Zhou et al., TPAMI 2024, arXiv:2304.10765 |
-| BPJDet-M, 1536 pixels | head | 77.7 | 46.8 | – | Zhou et al., TPAMI 2024, arXiv:2304.10765 |
+import numpy as np
 
-The papers evaluate on CrowdHuman's validation set, persons as full bodies with their hidden parts, most with 500 to
-1000 queries: on other photographs the rows cannot be compared. Their AP is at IoU 0.5 without a limit on detections;
-it is not `map`, which averages over stricter IoUs and is much lower for any model."""
-NO_IGNORED_REGIONS = """
-**MR-2, JI and AP of this evaluation may not be compared with the published rows**: the papers leave detections in
-ignored regions out, and these images have none (`iscrowd`), so that such detections count as false here."""
+from recipe.evaluation.metrics import DetectionMetrics
+
+logger = logging.getLogger(__name__)
+
+MOST_IMAGES = 2_500  # torchmetrics keeps every box: 1.9 KB each (measured), so 1.8 GB at 300 + 80 boxes an image
+TOLERANCE = 1e-6
+
+BY_CLASS = {"map": "AP, IoU 0.50 to 0.95 (map)", "map_50": "AP at IoU 0.5 (map_50)",
+            "mar_100": "AR, 100 detections (mar_100)", "mr2": "MR-2 (lower is better)", "ji": "JI"}  # fmt: skip
+EXPLAINED = """
+`map` is COCO's average precision (AP): mean over IoU 0.50 to 0.95; `map_50` and `map_75` are at one of them. `mar_N`
+is the average recall (AR) with N detections per class and image. COCO's standard is 100: `map_max300` and `mar_300`
+show what that hides in crowds; `map_50` by class has no limit. `small` are boxes below 32² pixels, `large` those above
+96². MR-2 is the log-average miss rate over 0.01 to 1 false detections per image. JI is the Jaccard index: of all boxes
+and detections the share that pair up one to one, at the best threshold. Both follow the CrowdHuman benchmark (Shao et
+al. 2018, arXiv:1805.00123)."""
+PUBLISHED = """\
+AP at IoU 0.5, MR-2 and JI by class may stand beside published rows (docs/faq.md of the recipe has some) where the
+photographs are the same."""
+NOT_COMPARABLE = """\
+**MR-2, JI and AP of this evaluation may not be compared with published rows**: the papers leave detections in ignored
+regions out, and these images have none (`iscrowd`), so that such detections count as false here."""
 
 
 def number(value: float | None, interval: Sequence[float] | None = None) -> str:
@@ -74,34 +58,73 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> lis
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
-def class_rows(values: Mapping[str, float], details: Mapping[str, Any], *, intervals: bool = False) -> list[list[str]]:
-    """What, all classes, each class: the numbers that exist per class, and the operating points."""
-    boxes, known = details["boxes"], (details.get("intervals") or {}) if intervals else {}
+def class_rows(values: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
+    """A table of all classes and each class: the numbers that exist per class, and the operating points."""
+    boxes, intervals = details["boxes"], details.get("intervals", {})
     rows = [["labelled boxes", f"{sum(boxes.values()):,}", *(f"{count:,}" for count in boxes.values())]]
     for key, words in BY_CLASS.items():
         own = [key, *(f"{key}_{name}" for name in boxes)]
-        rows.append([words, *(number(values[name], known.get(name)) if name in values else "" for name in own)])
-    for key in ("threshold", "precision", "recall", "f1"):
+        rows.append([words, *(number(values[name], intervals.get(name)) if name in values else "" for name in own)])
+    for key, words in {"threshold": "threshold", "precision": "precision", "recall": "recall", "f1": "F1"}.items():
         points = [details["operating_points"][name]["best_f1"] or {} for name in boxes]
-        rows.append([f"{key.replace('f1', 'F1')} at best F1", "", *(number(point.get(key)) for point in points)])
-    return rows
+        rows.append([f"{words} at best F1", "", *(number(point.get(key)) for point in points)])
+    return table(["", "all", *boxes], rows, "l" + "r" * (len(boxes) + 1))
 
 
 def class_table(values: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
     """The table by class, with what its numbers mean."""
-    head, sides = ["", "all", *details["boxes"]], "l" + "r" * (len(details["boxes"]) + 1)
-    lines = [*table(head, class_rows(values, details, intervals=True), sides), *EXPLAINED.splitlines()]
-    if details.get("intervals"):
-        lines += ["", "In brackets: 95 % intervals, by drawing the images anew (bootstrap)."]
-    return lines
+    brackets = ["", "In brackets: 95 % intervals, by drawing the images anew (bootstrap)."]
+    return [*class_rows(values, details), *EXPLAINED.splitlines(), *(brackets if "intervals" in details else [])]
 
 
-def published(values: Mapping[str, float], details: Mapping[str, Any], ignored_regions: bool) -> list[str]:
-    """CrowdHuman numbers of papers in percent, under this evaluation's own where they may be compared."""
-    rows = []
-    for name in details["boxes"] if ignored_regions else ():
-        shares = (values[f"{key}_{name}"] for key in ("map_50", "mr2", "ji"))
-        rows.append(["**this evaluation**", name, *(f"{100 * x:.1f}" if x >= 0 else "–" for x in shares), "own data"])
-    head = ["model", "class", "AP50 %", "MR-2 % (lower is better)", "JI %", "source"]
-    lines = [*table(head, rows, "llrrrl"), *PUBLISHED.splitlines()]
-    return lines if ignored_regions else [*lines, *NO_IGNORED_REGIONS.splitlines()]
+def check_with_torchmetrics(metrics: DetectionMetrics) -> tuple[dict[str, float], str]:
+    """Each COCO number as torchmetrics computes it, and how the streaming ones of every epoch agree with it.
+
+    Of more than MOST_IMAGES images the first are compared, and no numbers are returned.
+    """
+    part, images, where = metrics, metrics.state(), "on all of them"
+    if len(images) > MOST_IMAGES:
+        part = DetectionMetrics(metrics.class_names, metrics.num_queries)
+        part.merge([images[:MOST_IMAGES]])
+        where += f", compared on the first {MOST_IMAGES:,} images: it keeps every box, which takes 0.7 MB an image"
+    checked, values = coco_numbers(part), part.compute()
+    wrong = [key for key, value in checked.items() if abs(value - values[key]) > TOLERANCE]
+    words = f"torchmetrics' MeanAveragePrecision (faster_coco_eval) agrees to {TOLERANCE:g} {where}."
+    if wrong:
+        both = ", ".join(f"{key} {values[key]:.7f} against {checked[key]:.7f}" for key in wrong)
+        words = f"THE NUMBERS DISAGREE WITH TORCHMETRICS by more than {TOLERANCE:g}: {both}. Report this as a bug."
+        logger.error(words)
+        words = f"**{words}**"
+    return checked if part is metrics else {}, words
+
+
+def coco_numbers(metrics: DetectionMetrics) -> dict[str, float]:
+    """COCO's numbers and those by class, under this project's keys; -1 where there is nothing to find."""
+    import torch
+    from torchmetrics.detection import MeanAveragePrecision  # its import takes seconds
+
+    coco = MeanAveragePrecision(
+        # Its own defaults are float32: recalls that are reached exactly are then missed, 3e-6 to 6e-5 of an AP.
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),
+        max_detection_thresholds=[1, 10, 100],
+        class_metrics=True,
+        backend="faster_coco_eval",
+        sync_on_compute=False,  # the main process alone has all images; the others would be waited for in vain
+    )
+    coco.warn_on_many_detections = False
+    for image in metrics.images().values():
+        found = {"boxes": image.boxes.astype(float), "scores": image.scores, "labels": image.labels.astype(int)}
+        wanted = {"boxes": image.targets, "labels": image.target_labels.astype(int), "area": image.target_area,
+                  "iscrowd": image.crowd.astype(int)}  # fmt: skip
+        coco.update(*([{key: torch.from_numpy(value) for key, value in own.items()}] for own in (found, wanted)))
+    values = coco.compute()
+    classes = [metrics.class_names[label] for label in values.pop("classes").reshape(-1).tolist()]
+    numbers: dict[str, float] = {}
+    for key, value in values.items():
+        if key.endswith("_per_class"):
+            names = [f"{key.removesuffix('_per_class')}_{name}" for name in classes]
+            numbers |= dict(zip(names, value.reshape(-1).tolist(), strict=False))  # one -1 where there is no class
+        else:
+            numbers[key] = float(value)
+    return numbers

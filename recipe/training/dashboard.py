@@ -4,8 +4,7 @@
     recipe sync OUTPUT_DIR                   sends what a dashboard has missed
 
 metrics.jsonl in the run's folder is the truth. A thread of its own hands the rows to Trackio, so that no dashboard
-stops or slows a training, whatever happens to it. Before a resumed run or `recipe sync` sends any, the dashboard is
-asked which it has: a row is known again by its first name and its step.
+stops or slows a training. Before a resumed run or `recipe sync` sends any, the dashboard is asked which it has.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import queue
 import subprocess
 import sys
 import threading
-from collections import defaultdict
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,9 @@ from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import rewrite_logs
 
-from recipe.hub import first_line, full_id
-from recipe.record import RUN_FILE, RunRecord
+from recipe.hub import first_line, full_id, with_retries
+from recipe.record import RUN_FILE, RunRecord, read_log
 from recipe.schema import UserError
-from recipe.training.logs import read_log
 
 logger = logging.getLogger(__name__)
 
@@ -62,39 +59,42 @@ class TrackioRun:
     """One run on the dashboard that its settings, TRACKIO_SPACE_ID or TRACKIO_SERVER_URL name, or on this machine."""
 
     def __init__(self, folder: Path, space: str | None = None) -> None:
-        self.record = RunRecord.load(folder / RUN_FILE)
-        self.space = space or self.record.settings.get("trackio_space_id") or os.environ.get("TRACKIO_SPACE_ID")
-        # A server's write token may stand behind its address; to read, none is needed.
-        self.where = self.space or os.environ.get("TRACKIO_SERVER_URL", "").split("?")[0]
-        self._there: defaultdict[str, set[int]] = defaultdict(set)  # first name of a row -> its steps
+        self.folder, record = folder, RunRecord.load(folder / RUN_FILE)
+        self.settings, self.name = record.settings, record.run_name
+        self.space = space or self.settings.get("trackio_space_id") or os.environ.get("TRACKIO_SPACE_ID")
+        self._there: set[tuple[int, str]] = set()  # step and first name of each row
 
-    def start(self, *, resume: bool) -> None:
+    def start(self, resume: str) -> None:
         """Make it Trackio's current run in this thread; a Space that is not there is made, private by default."""
-        settings = {name: value for name, value in self.record.settings.items() if not name.startswith("_")}
-        private, mode = settings.get("hub_private_repo") is not False, "allow" if resume else "never"
-        names = {"project": settings["project"], "name": self.record.run_name, "space_id": self.space}
-        trackio.init(**names, private=private, config=settings, resume=mode, embed=False)
+        config = {name: value for name, value in self.settings.items() if not name.startswith("_")}
+        where = {"space_id": self.space, "private": config.get("hub_private_repo") is not False}
+        trackio.init(config["project"], name=self.name, config=config, resume=resume, embed=False, **where)
 
-    def log(self, rows: list[Row]) -> None:
-        """Show the rows that are not there yet."""
-        for step, values in rows:
-            if step not in self._there[next(iter(values))]:
-                self._there[next(iter(values))].add(step)
-                shown = {k: trackio.Image(str(v)) if isinstance(v, Path) else v for k, v in values.items()}
-                trackio.log(shown, step=step)
+    def send(self) -> None:
+        """Show the rows and pictures that are not there yet."""
+        for step, values in self._lacking():
+            self._there.add((step, next(iter(values))))
+            shown = {k: trackio.Image(str(v)) if isinstance(v, Path) else v for k, v in values.items()}
+            trackio.log(shown, step=step)
 
-    def missing(self, rows: list[Row]) -> list[Row]:
-        """Those that the dashboard lacks; it is asked. Raises OSError or TimeoutExpired where it does not answer."""
-        for step, values in rows:  # should it not answer, none of them is shown twice
-            self._there[next(iter(values))].add(step)
-        self._there.update({name: self._steps(name) for name in {next(iter(values)) for _, values in rows}})
-        return [(step, values) for step, values in rows if step not in self._there[next(iter(values))]]
+    def missing(self) -> list[Row]:
+        """What the dashboard lacks; it is asked. Raises ConnectionError or TimeoutExpired where it does not answer."""
+        names = {next(iter(values)) for _, values in rows_of(self.folder)}
+        self._there = {(step, name) for name in names for step in self._steps(name)}
+        return self._lacking()
+
+    def _lacking(self) -> list[Row]:
+        rows = rows_of(self.folder)
+        return [(step, values) for step, values in rows if (step, next(iter(values))) not in self._there]
 
     def _steps(self, metric: str) -> set[int]:
-        bare = self.where == self.space and "/" not in self.where  # a NAME in one's own namespace
-        where = ["--space", full_id(self.where, HfApi().whoami()) if bare else self.where] if self.where else []
-        run = [f"--project={self.record.settings['project']}", f"--run={self.record.run_name}", f"--metric={metric}"]
-        command = [sys.executable, "-c", TRACKIO, *where, "get", "metric", *run, "--json"]
+        """Those at which the dashboard has it."""
+        # A server's write token may stand behind its address; to read, none is needed.
+        where = self.space or os.environ.get("TRACKIO_SERVER_URL", "").split("?")[0]
+        if self.space:
+            where = full_id(self.space, {} if "/" in self.space else HfApi().whoami())
+        command = [sys.executable, "-c", TRACKIO, *(["--space", where] if where else []), "get", "metric", "--json"]
+        command += [f"--project={self.settings['project']}", f"--run={self.name}", f"--metric={metric}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode and where:  # on this machine: there is no such run yet
             raise ConnectionError((done.stderr.strip().splitlines() or ["no answer"])[-1])
@@ -106,14 +106,14 @@ class Dashboard(TrainerCallback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._news: queue.SimpleQueue[logging.LogRecord | str] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[logging.LogRecord | str | None] = queue.SimpleQueue()  # None: the end
         self._alerts = QueueHandler(self._news)
         self._alerts.setLevel(logging.WARNING)
-        logging.getLogger("recipe").addHandler(self._alerts)
-        self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
+            logging.getLogger("recipe").addHandler(self._alerts)
+            self._thread = threading.Thread(target=self._follow, args=(state.global_step > 0,), daemon=True)
             self._thread.start()
             atexit.register(self.close)  # also where the training ends by an error
 
@@ -123,40 +123,33 @@ class Dashboard(TrainerCallback):
     on_evaluate = on_log  # pictures
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.close()
+        if state.is_world_process_zero:
+            self.close()
 
     def close(self) -> None:
         """Send what is there; a dashboard is waited for no longer than `SHUTDOWN_TIMEOUT`."""
-        logging.getLogger("recipe").removeHandler(self._alerts)
         atexit.unregister(self.close)
+        logging.getLogger("recipe").removeHandler(self._alerts)
+        self._news.put(None)
+        self._thread.join(SHUTDOWN_TIMEOUT)
         if self._thread.is_alive():
-            self._news.put("end")
-            self._thread.join(SHUTDOWN_TIMEOUT)
-            if self._thread.is_alive():
-                self._warn("it does not answer")
+            self._warn("it does not answer")
 
-    def _follow(self) -> None:
+    def _follow(self, resumed: bool) -> None:
         try:
-            run, rows = TrackioRun(self.folder), rows_of(self.folder)
-            run.start(resume=bool(rows))
-            try:
-                run.missing(rows)
-            except (
-                OSError,
-                subprocess.TimeoutExpired,
-            ) as error:  # it may come back: only new rows are sent until then
-                logger.info("the dashboard does not answer (%s)", first_line(error))
-            news: logging.LogRecord | str = "rows"
-            while news != "end":
+            run = TrackioRun(self.folder)
+            if resumed:
+                with_retries("asking the dashboard", run.missing)
+            run.start("allow" if resumed else "never")
+            for news in iter(self._news.get, None):
                 if isinstance(news, logging.LogRecord):
                     title, _, text = news.getMessage().partition("\n")
                     level = trackio.AlertLevel.ERROR if news.levelno >= logging.ERROR else trackio.AlertLevel.WARN
                     trackio.alert(title, text or None, level)
-                run.log(rows_of(self.folder))
-                news = self._news.get()
-            run.log(rows_of(self.folder))
+                run.send()
+            run.send()
             trackio.finish()
-            if run.where and (left := run.missing(rows_of(self.folder))):
+            if left := run.missing():
                 self._warn(f"{len(left)} did not arrive")
         except Exception as error:  # nothing that happens to a dashboard may end a training
             self._warn(first_line(error))
@@ -166,26 +159,24 @@ class Dashboard(TrainerCallback):
 
 
 def sync(options: argparse.Namespace) -> int:
-    """`recipe sync`: send all rows and pictures of a run; those that are there already are not repeated.
+    """`recipe sync`: send the rows and pictures of a run that the dashboard lacks. Returns the exit code.
 
-    Raises:
-        UserError: not a run, or the dashboard cannot be reached.
+    Raises UserError where the folder is no run, or the dashboard cannot be reached.
     """
-    folder: Path = options.folder
-    if not (folder / RUN_FILE).exists():
-        raise UserError(f"{folder}: holds no run of this recipe (no {RUN_FILE})")
-    run, rows = TrackioRun(folder, options.trackio_space_id), rows_of(folder)
+    if not (options.folder / RUN_FILE).exists():
+        raise UserError(f"{options.folder}: holds no run of this recipe (no {RUN_FILE})")
+    run = TrackioRun(options.folder, options.trackio_space_id)
     try:
-        if new := run.missing(rows):
-            run.start(resume=True)
-            run.log(new)
+        if new := run.missing():
+            run.start("allow")
+            run.send()
             trackio.finish()
-            if left := run.missing(rows):
+            if left := run.missing():
                 raise ConnectionError(f"{len(left)} rows did not arrive")
     except Exception as error:  # its clients' errors share no base
         raise UserError(
             f"the dashboard cannot be reached ({first_line(error)}). Give --trackio_space_id USER/SPACE, or set "
             "TRACKIO_SERVER_URL and TRACKIO_WRITE_TOKEN"
         ) from error
-    logger.info("%d of %d rows and pictures of %s were sent", len(new), len(rows), run.record.run_name)
+    logger.info("%d rows and pictures of %s were sent", len(new), run.name)
     return 0

@@ -15,12 +15,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from recipe.pace import Pace, pace_in_words
-from recipe.record import RUN_FILE, RunRecord
+from recipe.record import LOG_FILE, RUN_FILE, RunRecord
 from recipe.training.run import device
 
 logger = logging.getLogger(__name__)
-
-LOG_FILE = "metrics.jsonl"
 
 
 class MetricsLog(TrainerCallback):
@@ -42,18 +40,6 @@ class MetricsLog(TrainerCallback):
                 file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a killed process left unfinished is dropped."""
-    path = folder / LOG_FILE
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 class PaceLog(TrainerCallback):
     """After the first 50 steps: the pace and the hours of the run, also on HF Jobs. At each evaluation: how far it is.
 
@@ -65,7 +51,7 @@ class PaceLog(TrainerCallback):
 
     def __init__(self, train_images: int, validation_images: int, command: str) -> None:
         self.images, self.command = (train_images, validation_images), command
-        self._step, self._counted, self._seconds = 0, 0, 0.0
+        self._step, self._seconds = 0, list[float]()  # of each step that counts
         self._last: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -74,11 +60,11 @@ class PaceLog(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
         now, self._step = time.perf_counter(), self._step + 1
         if self.WARM < self._step <= self.STEPS and self._last is not None:
-            self._counted, self._seconds = self._counted + 1, self._seconds + now - self._last
+            self._seconds.append(now - self._last)
         self._last = now
-        if self._step == self.STEPS and self._counted and state.is_world_process_zero:
+        if self._step == self.STEPS and self._seconds and state.is_world_process_zero:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            rate = round(batch * self._counted / self._seconds, 3)
+            rate = round(batch * len(self._seconds) / sum(self._seconds), 3)
             # state.num_train_epochs is rounded up, of --max_steps and of a fraction alike.
             epoch = math.ceil(len(found["train_dataloader"]) / args.gradient_accumulation_steps)
             pace = Pace(rate, device(), *self.images, epochs=round(state.max_steps / epoch, 2))
@@ -94,11 +80,11 @@ class PaceLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
     ) -> None:
         self._last = None
-        name, steps = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}", state.global_step
-        if not state.is_world_process_zero or name not in metrics or steps <= self._resumed_at:
-            return
-        left = (time.perf_counter() - self._began) / (steps - self._resumed_at) * (state.max_steps - steps)
-        better = max if args.greater_is_better else min
-        best = metrics[name] if state.best_metric is None else better(metrics[name], state.best_metric)
-        words = "epoch %.2f: %s %.4f, best so far %.4f, about %.1f h left"
-        logger.info(words, state.epoch, name, metrics[name], best, left / 3600)
+        name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
+        steps = state.global_step - self._resumed_at
+        if state.is_world_process_zero and name in metrics and steps > 0:
+            left = (time.perf_counter() - self._began) / steps * (state.max_steps - state.global_step)
+            better = max if args.greater_is_better else min
+            best = metrics[name] if state.best_metric is None else better(metrics[name], state.best_metric)
+            words = "epoch %.2f: %s %.4f, best so far %.4f, about %.1f h left"
+            logger.info(words, state.epoch, name, metrics[name], best, left / 3600)

@@ -217,7 +217,7 @@ def test_a_pipeline_that_cannot_be_read_is_refused_in_one_line(tmp_path, text):
     file = tmp_path / "own.yaml"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(UserError, match=r"^--augmentation .*own\.yaml cannot be read .*albumentations\.save") as error:
+    with pytest.raises(UserError, match=r"^--augmentation .*own\.yaml cannot be used .*albumentations\.save") as error:
         augmentation(augmentation=str(file))
     assert "\n" not in str(error.value)
 
@@ -226,7 +226,7 @@ def test_a_pipeline_that_cannot_be_read_is_refused_in_one_line(tmp_path, text):
 def test_a_pipeline_that_does_not_keep_the_images_size_and_bytes_is_refused_before_the_first_step(tmp_path, transform):
     file = tmp_path / "own.json"
     A.save(A.Compose([transform]), file)
-    with pytest.raises(UserError, match=r"own\.json (makes|failed).*") as error:
+    with pytest.raises(UserError, match=r"own\.json cannot be used \(augmentation failed: .*without crops") as error:
         augmentation(augmentation=str(file))
     assert "\n" not in str(error.value)
 

@@ -111,16 +111,14 @@ def test_a_folder_that_lacks_shards_is_refused_with_their_names(tmp_path, monkey
     import huggingface_hub
 
     folder = packed.write(tmp_path / "crowd", packed.crowd(8), shards=4)
-    names = [path.stem for path in sorted((folder / "data").iterdir())]
     assert len(load_split(str(folder), "train")[1]) == 8
-    for name in names[2:]:
-        (folder / "data" / f"{name}.parquet").unlink()
-    missing = rf"lacks 2 of 4 shards of train \({names[2]}, {names[3]}"
-    with pytest.raises(UserError, match=rf"{missing}.*copy it again.*data_prep pack"):
-        load_split(str(folder), "train")
+    for path in sorted((folder / "data").iterdir())[2:]:
+        path.unlink()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(folder))
-    with pytest.raises(UserError, match=rf"{missing}.*hf download someone/crowd --repo-type dataset"):
-        load_split("someone/crowd", "train")
+    for name in (str(folder), "someone/crowd"):
+        said = rf"{name} holds 2 of 4 shards of train \(missing: train-00002, train-00003; splits: train\)"
+        with pytest.raises(UserError, match=rf"{said}.*hf download .*data_prep pack"):
+            load_split(name, "train")
 
 
 @pytest.mark.parametrize("names", [["train-a.parquet", "train-b.parquet"], ["train-00000-of-00001-0a1b2c.parquet"]])
@@ -152,10 +150,9 @@ def test_a_damaged_shard_is_told_in_one_line(tmp_path, damage):
     folder = packed.write(tmp_path / "crowd", packed.crowd(40))
     (shard,) = (folder / "data").iterdir()
     shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(UserError, match=rf"{folder}.* is damaged \(.*hf download.*data_prep pack") as error:
+    with pytest.raises(UserError, match=rf"{shard} cannot be read \(.*hf download.*data_prep pack") as error:
         load_split(str(folder), "train")
     assert "\n" not in str(error.value)
-    assert shard.name in str(error.value) or damage is damage_boxes
 
 
 @pytest.mark.parametrize("damage", [damage_photographs, damage_pointer])
@@ -166,7 +163,7 @@ def test_a_shard_that_is_damaged_where_its_photographs_are_is_told_when_one_is_r
     source, annotations, _ = load_split(str(folder), "train")
     shard.write_bytes(damage(shard.read_bytes()))
     dataset = CrowdDataset(source, annotations, RULE)
-    assert f"{shard} is damaged (" in dataset[0]["error"]
+    assert f"{shard} cannot be read (" in dataset[0]["error"]
     assert "hf download" in dataset[0]["error"]
     shard.unlink()
     assert "No such file" in dataset[0]["error"]
@@ -175,14 +172,14 @@ def test_a_shard_that_is_damaged_where_its_photographs_are_is_told_when_one_is_r
 
 def test_what_cannot_be_read_is_told_with_the_command_that_helps(tmp_path):
     (tmp_path / "yolo").mkdir()
-    with pytest.raises(UserError, match=r"not packed.*data_prep pack"):
+    with pytest.raises(UserError, match=r"holds 0 of 1 shards of train .*splits: none.* not packed.*data_prep pack"):
         load_split(str(tmp_path / "yolo"), "train")
-    with pytest.raises(UserError, match=r"no such folder.*data_prep pack"):
+    with pytest.raises(UserError, match=r"neither a folder here .*data_prep pack.* nor a dataset"):
         load_split(str(tmp_path / "nowhere"), "train")
-    with pytest.raises(UserError, match="neither a folder here nor a dataset"):
+    with pytest.raises(UserError, match="nor a dataset repo of the Hub"):
         load_split("someone/never-made", "train")  # the tests run offline
     folder = packed.write(tmp_path / "half", packed.crowd(2))
-    with pytest.raises(UserError, match=r"no split 'validation' \(it has: train\)"):
+    with pytest.raises(UserError, match=r"shards of validation \(missing: validation-00000; splits: train\)"):
         load_split(str(folder), "validation")
     other = datasets.Dataset.from_dict({"image": ["x"], "boxes": [[1.0]]})
     (tmp_path / "other" / "data").mkdir(parents=True)
@@ -197,9 +194,10 @@ def test_an_image_that_does_not_match_its_columns_or_is_broken_is_told_with_its_
     broken = packed.row(6, 40, 60, data=b"\xff\xd8 no image")
     smaller = packed.row(7, 40, 60, data=packed.encoded(packed.photograph(20, 30)))
     dataset = dataset_of(tmp_path, [turned, broken, smaller])
-    again = r"`python -m data_prep pack YOLO_DIR --out DIR --verify full`$"
-    for index, why in enumerate(("is 40x60, but its columns say 60x40", "cannot be decoded: ", "is 30x20, but its")):
-        with pytest.raises(UserError, match=rf"^{index + 5}\.jpg \(image_id {index + 5}\) {why}.*{again}") as error:
+    again = r"`python -m data_prep pack YOLO_DIR --out DIR --verify full`"
+    for index, why in enumerate(("40x60, but its columns say 60x40", "", "30x20, but its")):
+        name = rf"^{index + 5}\.jpg \(image_id {index + 5}\) is a bad image: {why}"
+        with pytest.raises(UserError, match=rf"{name}.*{again}") as error:
             dataset.photograph(index)
         assert dataset[index] == {"error": str(error.value)}
 
@@ -285,12 +283,6 @@ def test_a_pipeline_that_fails_on_one_image_is_told_as_a_value(tmp_path):
     dataset = dataset_of(tmp_path, packed.crowd(1), augmentation=augmentation(affine=1.0))
     dataset.augmentation.pipeline.transforms[1].rotate = None
     assert dataset[0]["error"].startswith("augmentation failed: ")
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_that_no_generator_takes_is_refused(seed):
-    with pytest.raises(UserError, match=f"--seed {seed}: must be from 0 to 4294967295"):
-        CrowdDataset([], None, Geometry(), seed=seed)
 
 
 def test_a_box_a_hair_over_the_border_ends_at_it(tmp_path):

@@ -1,1 +1,1 @@
-"""The rooms of the loopback Hub; the server itself is tests/loopback_hub.py."""
+"""A stand-in for the Hugging Face Hub: see README.md."""

@@ -54,15 +54,13 @@ class Call:
             raise HubError(403, f"You don't have the rights to write under the namespace {entity.split('/')[0]!r}")
 
     def demand_access(self, repo: Repo) -> None:
-        """A gated repository shows its name to all and its files to those on its list."""
+        """A gated repository shows its name to all, and its files to its owner."""
         if not repo.state["gated"] or self.may("repo.write", repo.id):
             return
         if self.user is None:
             raise HubError(401, f"Access to model {repo.id} is restricted. Please log in.", "GatedRepo")
-        gated_token = self.user["role"] != "fineGrained" or self.user["canReadGatedRepos"]
-        if self.user["name"] not in repo.state["access"] or not gated_token:
-            message = f"Access to model {repo.id} is restricted and you are not in the authorized list."
-            raise HubError(403, message, "GatedRepo")
+        message = f"Access to model {repo.id} is restricted and you are not in the authorized list."
+        raise HubError(403, message, "GatedRepo")
 
     async def json(self) -> Any:
         return await self.request.json()

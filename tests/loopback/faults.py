@@ -30,18 +30,28 @@ class Entry:
 class Fault:
     """A rule made by `LoopbackHub.fail`; `hits` counts the requests it has struck."""
 
-    route: str
-    method: str | None
-    outcomes: tuple[Outcome, ...]
-    times: int | None
-    probability: float
-    random: random.Random
-    delay: float
-    hang: float
-    after_bytes: int
-    late: bool
-    retry_after: int
+    route: str  # re.search in the path
+    method: str | None = None
+    status: int | tuple[Outcome, ...] | None = None  # a tuple: one of these at random ("drop" and "hang" too)
+    drop: bool = False  # close the connection, after this many body bytes up or down
+    after_bytes: int = 0
+    hang: float = 0.0  # say nothing for so many seconds, then close
+    delay: float = 0.0  # wait so many seconds, then answer
+    late: bool = False  # the request is carried out first, only its answer is lost (or replaced by the status)
+    times: int | None = None
+    probability: float = 1.0
+    seed: int = 0
+    retry_after: int = 1  # seconds, of a 429 or 503
     hits: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def outcome(self) -> Outcome:
+        """What happens to the request that was struck."""
+        if isinstance(self.status, tuple):
+            return self.random.choice(self.status)
+        return self.status or ("drop" if self.drop else "hang" if self.hang else None)
 
     def strikes(self, entry: Entry) -> bool:
         if not re.search(self.route, entry.path) or self.method not in (None, entry.method):

@@ -6,13 +6,11 @@
         subprocess.run(["hf", "download", "alice/detector"], env=hub.env("hf_alice", tmp_path / "home"))
 
 It runs in a thread of the test process, so that faults can be set and requests be counted while a client works. What
-it holds lies under `root`: a new LoopbackHub on the same folder goes on where the last one ended. It checks what the
-Hub checks: hashes, sizes, parent commits, tokens and their scopes, and who may see a private or a gated repository.
+it holds lies under `root`. README.md says what it stands for, and what not.
 """
 
 import asyncio
 import os
-import random
 import re
 import socket
 import sys
@@ -34,7 +32,7 @@ from starlette.responses import JSONResponse, Response
 
 from loopback import jobs, repos, spaces, uploads
 from loopback.access import Call
-from loopback.faults import STORM, Cut, Entry, Fault, Outcome, Wire
+from loopback.faults import STORM, Cut, Entry, Fault, Wire
 from loopback.machines import Jobs
 from loopback.store import HubError, Repo
 
@@ -52,8 +50,7 @@ class LoopbackHub:
     """The server; see the module's docstring. `users` maps a token to its owner:
 
     {"hf_x": {"name": "alice", "role": "read" | "write" | "fineGrained", "orgs": ["acme"],
-              "scopes": {"alice": ["repo.write", "job.write"], "alice/detector": ["repo.content.read"]},
-              "canReadGatedRepos": True}}     (the last two for fineGrained tokens only)
+              "scopes": {"alice": ["repo.write", "job.write"]}}}     (the scopes for fineGrained tokens only)
     """
 
     def __init__(
@@ -61,15 +58,14 @@ class LoopbackHub:
         root: Path,
         users: dict[str, dict[str, Any]],
         *,
-        page_size: int = 1000,  # entries per page of a tree
         build_seconds: float = 0.2,  # how long a Space stays in BUILDING
         schedule_seconds: float = 0.0,  # how long a job stays in SCHEDULING
         job_env: dict[str, str] | None = None,  # added to the environment of every job
     ) -> None:
-        defaults = {"role": "write", "orgs": [], "scopes": {}, "canReadGatedRepos": False}
+        defaults = {"role": "write", "orgs": [], "scopes": {}}
         self.root = root
         self.users = {token: {**defaults, **user} for token, user in users.items()}
-        self.page_size, self.build_seconds = page_size, build_seconds
+        self.build_seconds = build_seconds
         self.requests: list[Entry] = []
         self.faults: list[Fault] = []
         self.errors: list[str] = []  # tracebacks: mistakes of this stand-in, which no test should take for a fault
@@ -102,14 +98,8 @@ class LoopbackHub:
         listener.bind(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
         self.jobs.env = {**SWITCHES, "HF_ENDPOINT": self.url}
-        config = uvicorn.Config(
-            self,
-            lifespan="off",
-            log_level="critical",
-            date_header=False,
-            timeout_keep_alive=600,
-            timeout_graceful_shutdown=1,
-        )
+        quiet = {"lifespan": "off", "log_level": "critical", "date_header": False}
+        config = uvicorn.Config(self, timeout_keep_alive=600, timeout_graceful_shutdown=1, **quiet)
         self.stopping, self._server = False, uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
         self._thread.start()
@@ -149,35 +139,10 @@ class LoopbackHub:
         monkeypatch.setenv("HF_TOKEN", token)
         return self.api(token)
 
-    def fail(
-        self,
-        route: str,
-        *,
-        method: str | None = None,
-        status: int | tuple[Outcome, ...] | None = None,
-        drop: bool = False,
-        hang: float = 0.0,
-        delay: float = 0.0,
-        after_bytes: int = 0,
-        late: bool = False,
-        times: int | None = None,
-        probability: float = 1.0,
-        seed: int = 0,
-        retry_after: int = 1,
-    ) -> Fault:
-        """Make requests whose path matches `route` (re.search) fail, until `heal` or `times` requests were struck.
-
-        status: answer this (429 and 503 with Retry-After); a tuple: one of these at random ("drop" and "hang" too)
-        drop: close the connection, after this many body bytes up or down (`after_bytes`)
-        hang: say nothing for so many seconds, then close; delay: wait so many seconds, then go on
-        late: the request is carried out first, only its answer is lost (or replaced by the status)
-        """
-        chosen = status if isinstance(status, tuple) else (status or ("drop" if drop else "hang" if hang else None),)
-        fault = Fault(
-            route, method, chosen, times, probability, random.Random(seed), delay, hang, after_bytes, late, retry_after
-        )
-        self.faults.append(fault)
-        return fault
+    def fail(self, route: str, **how: Any) -> Fault:
+        """Make requests whose path matches `route` fail as `Fault` says, until `heal` or `times` were struck."""
+        self.faults.append(Fault(route, **how))
+        return self.faults[-1]
 
     def storm(self, probability: float = 0.3, *, seed: int = 0, hang: float = 1.0, route: str = "") -> Fault:
         """A bad day: this share of all requests fails, with 500, 503, 429, a dropped connection or a silence."""
@@ -194,10 +159,10 @@ class LoopbackHub:
         """Body bytes sent by clients (to this repository), refused and repeated ones included, since a log line."""
         return sum(e.bytes_in for e in self.requests[since:] if repo_id in (None, e.repo))
 
-    def gate(self, repo_id: str, access: tuple[str, ...] = ()) -> None:
-        """Make a model gated; `access` names the users who accepted its conditions."""
+    def gate(self, repo_id: str) -> None:
+        """Make a model gated, its conditions accepted by nobody but its owner."""
         repo = self.repo(repo_id)
-        repo.state.update(gated="manual", access=list(access))
+        repo.state.update(gated="manual")
         repo.save()
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
@@ -228,7 +193,7 @@ class LoopbackHub:
             raise
 
     async def _strike(self, fault: Fault, wire: Wire) -> Response | Literal["drop"] | None:
-        outcome = fault.random.choice(fault.outcomes)
+        outcome = fault.outcome()
         wire.entry.injected = str(outcome or "delay")
         await asyncio.sleep(fault.delay)
         if outcome == "hang":

@@ -5,7 +5,6 @@ import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from loopback.machines import FLAVORS, Job
@@ -87,19 +86,12 @@ async def cancel(call: "Call", ns: str, job: str) -> Response:
     return JSONResponse(found.describe())
 
 
-async def relabel(call: "Call", ns: str, job: str) -> Response:
-    found = find(call, ns, job, "job.write")
-    found.info["labels"] = (await call.json())["labels"]
-    return JSONResponse(found.describe())
-
-
 async def logs(call: "Call", ns: str, job: str) -> Response:
-    """All lines from the first (or the `tail` last) on, then those to come, until the job has ended."""
+    """All lines from the first on, then those to come, until the job has ended."""
     found = find(call, ns, job)
-    tail = call.request.query_params.get("tail")
 
     async def lines() -> AsyncIterator[str]:
-        sent = max(0, len(found.log) - int(tail)) if tail else 0
+        sent = 0
         while not call.hub.stopping:
             over = found.ended  # asked before the lines are read, so that the last ones are not missed
             for event in found.log[sent:]:
@@ -112,24 +104,6 @@ async def logs(call: "Call", ns: str, job: str) -> Response:
     return StreamingResponse(lines(), media_type="text/event-stream")
 
 
-async def metrics(call: "Call", ns: str, job: str) -> Response:
-    found = find(call, ns, job)
-    if found.ended:
-        raise HubError(406, "The job has ended")
-
-    async def samples() -> AsyncIterator[str]:
-        total = FLAVORS[found.spec["flavor"]][1] * 10**9
-        while not found.ended and not call.hub.stopping:
-            used = 0
-            if found.process is not None and found.process.poll() is None:
-                used = psutil.Process(found.process.pid).memory_info().rss
-            idle = {"cpu_usage_pct": 0, "cpu_millicores": 0, "rx_bps": 0, "tx_bps": 0, "gpus": {}, "replica": "one"}
-            yield sse({**idle, "memory_used_bytes": used, "memory_total_bytes": total}, "metric")
-            await asyncio.sleep(1.0)
-
-    return StreamingResponse(samples(), media_type="text/event-stream")
-
-
 JOBS = r"/api/jobs/(?P<ns>[^/]+)"
 JOB = rf"{JOBS}/(?P<job>[^/]+)"
 ROUTES = (
@@ -138,7 +112,5 @@ ROUTES = (
     ("GET", JOBS, listing),
     ("GET", JOB, inspect),
     ("POST", rf"{JOB}/cancel", cancel),
-    ("PUT", rf"{JOB}/labels", relabel),
     ("GET", rf"{JOB}/logs", logs),
-    ("GET", rf"{JOB}/metrics", metrics),
 )

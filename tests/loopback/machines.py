@@ -6,7 +6,6 @@ token but one passed as a secret, and a home that is gone at the end. At its tim
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from loopback.store import now, write_json
+from loopback.store import now
 
 DEFAULT_TIMEOUT = 30 * 60  # seconds, as on the Hub
 ENDED = ("COMPLETED", "ERROR", "CANCELED")
@@ -38,27 +37,22 @@ FLAVORS = {  # name: vCPU, RAM in GB, disk in GB, accelerator, its memory in GB,
 class Job:
     """One job: `info` is what the Hub tells of it, `spec` what was asked for (secrets included), `log` its lines."""
 
-    def __init__(self, root: Path, info: dict[str, Any], spec: dict[str, Any], log: list[dict[str, str]]) -> None:
-        self.root, self.info, self.spec, self.log = root, info, spec, log
+    def __init__(self, root: Path, spec: dict[str, Any], owner: str, user: str) -> None:
+        asked = ("dockerImage", "spaceId", "command", "arguments", "environment", "flavor", "volumes")
+        self.root, self.spec, self.log = root, spec, []
+        self.info: dict[str, Any] = {key: spec[key] for key in asked if key in spec} | {
+            "id": uuid.uuid4().hex[:24],
+            "createdAt": now(),
+            "owner": {"id": owner, "name": owner, "type": "user" if owner == user else "org"},
+            "initiator": {"type": "user", "id": user, "name": user},
+            "retry": spec.get("attempts", 1) - 1,
+            "secrets": dict.fromkeys(spec.get("secrets", {}), ""),
+            "labels": spec.get("labels", {}),
+            "status": {"stage": "SCHEDULING", "message": None},
+        }
         self.process: subprocess.Popen[str] | None = None
         self.killed = threading.Event()
         self.verdict: tuple[str, str | None] = ("ERROR", None)  # how it ends once it is killed
-        self.save()
-
-    @classmethod
-    def new(cls, root: Path, spec: dict[str, Any], owner: str, user: str) -> "Job":
-        asked = ("dockerImage", "spaceId", "command", "arguments", "environment", "flavor", "volumes")
-        person = {"id": owner, "name": owner, "type": "user" if owner == user else "org"}
-        info = {
-            **{key: spec[key] for key in asked if key in spec},
-            **{"id": uuid.uuid4().hex[:24], "createdAt": now(), "owner": person, "retry": spec.get("attempts", 1) - 1},
-            **{"secrets": dict.fromkeys(spec.get("secrets", {}), ""), "labels": spec.get("labels", {})},
-            **{
-                "status": {"stage": "SCHEDULING", "message": None},
-                "initiator": {"type": "user", "id": user, "name": user},
-            },
-        }
-        return cls(root, info, spec, [])
 
     @property
     def stage(self) -> str:
@@ -68,19 +62,11 @@ class Job:
     def ended(self) -> bool:
         return self.stage in ENDED
 
-    def save(self) -> None:
-        """The spec stays in memory, because of its secrets."""
-        write_json(self.root / "jobs" / f"{self.info['id']}.json", {"info": self.info, "log": self.log})
-
     def describe(self) -> dict[str, Any]:
         times = [self.info.get(key) or now() for key in ("createdAt", "startedAt", "finishedAt")]
         created, started, finished = (datetime.fromisoformat(t).timestamp() for t in times)
-        parts = {
-            "schedulingSecs": started - created,
-            "runningSecs": finished - started,
-            "totalSecs": finished - created,
-        }
-        return {**self.info, "durations": {key: int(seconds) for key, seconds in parts.items()}}
+        durations = {"schedulingSecs": int(started - created), "runningSecs": int(finished - started)}
+        return {**self.info, "durations": {**durations, "totalSecs": int(finished - created)}}
 
     def run(self, schedule_seconds: float, env: dict[str, str]) -> None:
         """For a thread: wait for a machine, run the command up to `attempts` times, note how it ended."""
@@ -99,7 +85,6 @@ class Job:
         failed = ("ERROR", f"Job failed with exit code: {code}. Reason: Error")
         stage, message = self.verdict if self.killed.is_set() else failed if code else ("COMPLETED", None)
         self.info["finishedAt"], self.info["status"] = now(), {"stage": stage, "message": message}
-        self.save()
 
     def _attempt(self, env: dict[str, str]) -> int:
         home = self.root / "machines" / self.info["id"]
@@ -135,12 +120,8 @@ class Job:
 
     def _environment(self, home: Path, env: dict[str, str]) -> dict[str, str]:
         cpus, ram, _, gpu, _, _ = FLAVORS[self.spec["flavor"]]
-        machine = {
-            "JOB_ID": self.info["id"],
-            "ACCELERATOR": gpu or "none",
-            "CPU_CORES": str(cpus),
-            "MEMORY": f"{ram}Gi",
-        }
+        machine = {"JOB_ID": self.info["id"], "ACCELERATOR": gpu or "none"}
+        machine |= {"CPU_CORES": str(cpus), "MEMORY": f"{ram}Gi"}
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
         base = {"PATH": path, "HOME": str(home), "HF_HOME": str(home / "hf"), "TMPDIR": str(home), "LANG": "C.UTF-8"}
         given = {**self.spec.get("environment", {}), **self.spec.get("secrets", {})}
@@ -166,21 +147,16 @@ class Job:
 
 
 class Jobs:
-    """All jobs of one Hub. Those that a dead server left unfinished are errors when it comes back."""
+    """All jobs of one Hub; they are gone with it."""
 
     def __init__(self, root: Path, schedule_seconds: float, env: dict[str, str]) -> None:
         self.root, self.schedule_seconds, self.extra = root, schedule_seconds, env
         self.env: dict[str, str] = {}  # the Hub's address; filled in when it listens
         self.all: dict[str, Job] = {}
         self._threads: list[threading.Thread] = []
-        for file in (root / "jobs").glob("*.json"):
-            stored = json.loads(file.read_text())
-            if stored["info"]["status"]["stage"] not in ENDED:
-                stored["info"]["status"] = {"stage": "ERROR", "message": "Job failed: its machine is gone"}
-            self.all[stored["info"]["id"]] = Job(root, stored["info"], {}, stored["log"])
 
     def start(self, spec: dict[str, Any], owner: str, user: str) -> Job:
-        job = Job.new(self.root, spec, owner, user)
+        job = Job(self.root, spec, owner, user)
         self.all[job.info["id"]] = job
         env = {**self.env, **self.extra}
         thread = threading.Thread(target=job.run, args=(self.schedule_seconds, env), daemon=True)

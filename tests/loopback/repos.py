@@ -2,9 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -23,8 +22,7 @@ async def whoami(call: "Call") -> Response:
             {"entity": {"type": "model" if "/" in name else "user", "name": name}, "permissions": list(permissions)}
             for name, permissions in call.user["scopes"].items()
         ]
-        gated = call.user["canReadGatedRepos"]
-        token["fineGrained"] = {"canReadGatedRepos": gated, "global": [], "scoped": scoped}
+        token["fineGrained"] = {"canReadGatedRepos": True, "global": [], "scoped": scoped}
     orgs = [{"type": "org", "id": org, "name": org, "roleInOrg": "write"} for org in call.user["orgs"]]
     person = {"type": "user", "id": call.user["name"], "name": call.user["name"], "fullname": call.user["name"]}
     return JSONResponse({**person, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}})
@@ -39,32 +37,12 @@ async def create(call: "Call") -> Response:
     call.entry.repo = repo_id
     call.demand_write(repo_id)
     address = {"url": f"{call.hub.url}/{URL_PREFIX[kind]}{repo_id}", "name": repo_id}
-    settings = {name: body[name] for name in ("sdk", "hardware", "secrets", "variables") if body.get(name) is not None}
-    settings["variables"] = {item["key"]: item["value"] for item in settings.get("variables", [])}
-    settings["secrets"] = {item["key"]: "" for item in settings.get("secrets", [])}  # no secret on our disk
     private = body.get("visibility") == "private"
     try:
-        Repo.create(call.hub.root, kind, repo_id, call.user["name"], private=private, **settings)
+        Repo.create(call.hub.root, kind, repo_id, call.user["name"], private=private, sdk=body.get("sdk"))
     except HubError as error:
         return JSONResponse({"error": error.message, **address}, error.status)
     return JSONResponse(address)
-
-
-async def delete(call: "Call") -> Response:
-    body = await call.json()
-    repo_id = f"{body.get('organization') or (call.user or {}).get('name')}/{body['name']}"
-    repo = call.repo(f"{body.get('type') or 'model'}s", repo_id, write=True)
-    repo.folder.rename(repo.folder.with_name(f".deleted-{hashlib.sha1(repo.state['created'].encode()).hexdigest()}"))
-    return JSONResponse({})
-
-
-async def settings(call: "Call", kind: str, repo: str) -> Response:
-    found, body = call.repo(kind, repo, write=True), await call.json()
-    if "visibility" in body:
-        found.state["private"] = body["visibility"] == "private"
-    found.state["gated"] = body.get("gated", found.state["gated"])
-    found.save()
-    return JSONResponse({})
 
 
 async def auth_check(call: "Call", kind: str, repo: str, write: str) -> Response:
@@ -76,7 +54,6 @@ async def info(call: "Call", kind: str, repo: str, rev: str = "") -> Response:
     found = call.repo(kind, repo)
     commit = found.snapshot(rev or "main")
     card = card_data(found.read("README.md", commit["id"]).decode()) if "README.md" in commit["files"] else {}
-    blobs = "blobs" in call.request.query_params
     return JSONResponse(
         {
             **{"id": repo, "author": repo.split("/")[0], "sha": commit["id"], "lastModified": commit["date"]},
@@ -84,22 +61,14 @@ async def info(call: "Call", kind: str, repo: str, rev: str = "") -> Response:
             **{"disabled": False, "downloads": 0, "likes": 0, "tags": card.get("tags") or [], "cardData": card},
             **{key: value for key in ("library_name", "pipeline_tag") if (value := card.get(key))},
             **({"sdk": found.state.get("sdk")} if kind == "spaces" else {}),
-            "siblings": [sibling(path, entry, blobs) for path, entry in sorted(commit["files"].items())],
+            "siblings": [{"rfilename": path} for path in sorted(commit["files"])],
         }
     )
-
-
-def sibling(path: str, entry: dict[str, Any], blobs: bool) -> dict[str, Any]:
-    if not blobs:
-        return {"rfilename": path}
-    lfs = {"lfs": {**entry["lfs"], "sha256": entry["lfs"]["oid"]}} if "lfs" in entry else {}
-    return {"rfilename": path, "size": entry["size"], "blobId": entry["oid"], **lfs}
 
 
 def tree_entries(commit: dict[str, Any], folder: str, recursive: bool) -> list[dict[str, Any]]:
     """Files and folders below `folder` ("" is the root), sorted by path, in the Hub's shape."""
     prefix = f"{folder}/" if folder else ""
-    last = {"id": commit["id"], "title": commit["title"], "date": commit["date"]}
     entries: dict[str, dict[str, Any]] = {}
     for path, entry in commit["files"].items():
         if not path.startswith(prefix):
@@ -108,9 +77,9 @@ def tree_entries(commit: dict[str, Any], folder: str, recursive: bool) -> list[d
         for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
             parent = prefix + "/".join(parts[:depth])
             oid = hashlib.sha1(f"{commit['id']}/{parent}".encode()).hexdigest()
-            entries[parent] = {"type": "directory", "path": parent, "oid": oid, "size": 0, "lastCommit": last}
+            entries[parent] = {"type": "directory", "path": parent, "oid": oid, "size": 0}
         if recursive or len(parts) == 1:
-            entries[path] = {"type": "file", "path": path, **entry, "lastCommit": last}
+            entries[path] = {"type": "file", "path": path, **entry}
     return [entries[path] for path in sorted(entries)]
 
 
@@ -119,19 +88,12 @@ async def tree(call: "Call", kind: str, repo: str, rev: str, path: str) -> Respo
     entries = tree_entries(commit, path, query.get("recursive", "").lower() in ("true", "1"))
     if path and not entries:
         raise HubError(404, f"{path} does not exist on {rev}", "EntryNotFound")
-    start = int(query.get("cursor", 0))
-    end = start + min(int(query.get("limit", call.hub.page_size)), call.hub.page_size)
-    following = f"{call.hub.url}{call.entry.path}?{urlencode({**query, 'cursor': end})}"
-    headers = {"Link": f'<{following}>; rel="next"'} if end < len(entries) else {}
-    return JSONResponse(entries[start:end], headers=headers)
+    return JSONResponse(entries)
 
 
 async def paths_info(call: "Call", kind: str, repo: str, rev: str) -> Response:
     commit = call.repo(kind, repo).snapshot(rev)
-    if call.request.headers.get("content-type", "").startswith("application/json"):
-        paths = (await call.json())["paths"]
-    else:
-        paths = (await call.request.form()).getlist("paths")
+    paths = (await call.request.form()).getlist("paths")
     entries = {entry["path"]: entry for entry in tree_entries(commit, "", recursive=True)}
     return JSONResponse([entries[path.strip("/")] for path in paths if path.strip("/") in entries])
 
@@ -172,12 +134,6 @@ async def set_ref(call: "Call", kind: str, repo: str, group: str, name: str) -> 
     return JSONResponse({})
 
 
-async def squash(call: "Call", kind: str, repo: str, rev: str) -> Response:
-    body = await call.json()
-    call.repo(kind, repo, write=True).squash(rev, body["message"], call.entry.user or "")
-    return JSONResponse({})
-
-
 async def validate_yaml(call: "Call") -> Response:
     try:
         empty = not card_data((await call.json())["content"])
@@ -203,40 +159,17 @@ async def resolve(call: "Call", kind: str, repo: str, rev: str, path: str) -> Re
     return FileResponse(found.object(oid), headers=headers, media_type="application/octet-stream")
 
 
-async def listing(call: "Call", kind: str) -> Response:
-    """GET /api/models?author=&search=: what the caller may see."""
-    query, found = call.request.query_params, []
-    for file in sorted((call.hub.root / "repos" / kind).glob("*/*/repo.json")):
-        repo_id = "/".join(file.parts[-3:-1])
-        if not file.parent.name.startswith(".") and visible(call, kind, repo_id):
-            found.append(repo_id)
-    wanted: Iterable[str] = (r for r in found if r.split("/")[0] == query.get("author", r.split("/")[0]))
-    return JSONResponse([{"id": r, "modelId": r} for r in wanted if query.get("search", "").lower() in r.lower()])
-
-
-def visible(call: "Call", kind: str, repo_id: str) -> bool:
-    try:
-        call.repo(kind, repo_id)
-    except HubError:
-        return False
-    return True
-
-
 ROUTES = (
     ("GET", r"/api/whoami-v2", whoami),
     ("POST", r"/api/repos/create", create),
-    ("DELETE", r"/api/repos/delete", delete),
     ("POST", r"/api/validate-yaml", validate_yaml),
-    ("GET", r"/api/(?P<kind>models|datasets|spaces)", listing),
     ("GET", API, info),
     ("GET", rf"{API}/revision/{REV}", info),
-    ("PUT", rf"{API}/settings", settings),
     ("GET", rf"{API}/auth-check(?P<write>/write)?", auth_check),
     ("GET", rf"{API}/tree/{REV}(?:/(?P<path>.+))?", tree),
     ("POST", rf"{API}/paths-info/{REV}", paths_info),
     ("GET", rf"{API}/refs", refs),
     ("GET", rf"{API}/commits/{REV}", commits),
-    ("POST", rf"{API}/super-squash/{REV}", squash),
     ("POST DELETE", rf"{API}/(?P<group>branch|tag)/(?P<name>[^/]+)", set_ref),
     ("GET HEAD", rf"{WEB}/resolve/{REV}/(?P<path>.+)", resolve),
 )

@@ -18,21 +18,7 @@ from typing import Any
 
 import yaml
 
-LFS_SUFFIXES = (
-    "arrow",
-    "bin",
-    "ckpt",
-    "jpg",
-    "npz",
-    "onnx",
-    "parquet",
-    "pkl",
-    "png",
-    "pt",
-    "pth",
-    "safetensors",
-    "zip",
-)
+LFS_SUFFIXES = ("arrow", "bin", "ckpt", "jpg", "npz", "onnx", "parquet", "png", "pt", "safetensors", "zip")
 LFS_FROM = 10 * 1024 * 1024  # bytes: above this the Hub takes no regular file
 GITATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
 
@@ -101,22 +87,11 @@ class Repo:
         folder = root / "repos" / kind / repo_id
         if (folder / "repo.json").is_file():
             raise HubError(409, f"You already created this {kind[:-1]} repo: {repo_id}")
-        state = {
-            "private": False,
-            "gated": False,
-            "access": [],
-            "created": now(),
-            "branches": {},
-            "tags": {},
-            **settings,
-        }
-        write_json(folder / "repo.json", state)
+        state = {"private": False, "gated": False, "created": now(), "branches": {}, "tags": {}}
+        write_json(folder / "repo.json", state | settings)
         repo = cls(root, kind, repo_id)
-        first = {
-            "key": "file",
-            "value": {"path": ".gitattributes", "content": base64.b64encode(GITATTRIBUTES.encode())},
-        }
-        repo.commit("main", [first], title="initial commit", author=author)
+        attributes = {"path": ".gitattributes", "content": base64.b64encode(GITATTRIBUTES.encode())}
+        repo.commit("main", [{"key": "file", "value": attributes}], title="initial commit", author=author)
         return repo
 
     def save(self) -> None:
@@ -159,9 +134,8 @@ class Repo:
 
     def is_lfs(self, path: str, size: int, revision: str) -> bool:
         """The Hub's rule: large files, and what .gitattributes says."""
-        attributes = (
-            self.read(".gitattributes", revision) if ".gitattributes" in self.snapshot(revision)["files"] else b""
-        )
+        there = ".gitattributes" in self.snapshot(revision)["files"]
+        attributes = self.read(".gitattributes", revision) if there else b""
         lines = [line.split() for line in attributes.decode().splitlines() if "filter=lfs" in line]
         names = (path, path.rsplit("/", 1)[-1])
         return size > LFS_FROM or any(fnmatch.fnmatch(name, line[0]) for line in lines for name in names)
@@ -182,22 +156,8 @@ class Repo:
             self._apply(files, operation["key"], operation["value"])
         if not operations:
             raise HubError(400, "Nothing to commit")
-        return self._write(branch, files, head, title, str(fields.get("description") or ""), author)
-
-    def squash(self, branch: str, title: str, author: str) -> None:
-        self._write(branch, self.snapshot(branch)["files"], None, title, "", author)
-
-    def _write(
-        self, branch: str, files: dict[str, Any], parent: str | None, title: str, message: str, author: str
-    ) -> str:
-        commit = {
-            "parent": parent,
-            "title": title,
-            "message": message,
-            "date": now(),
-            "author": author,
-            "files": files,
-        }
+        commit = {"parent": head, "title": title, "date": now(), "author": author, "files": files}
+        commit["message"] = str(fields.get("description") or "")
         oid = hashlib.sha1(json.dumps(commit, sort_keys=True).encode() + os.urandom(8)).hexdigest()
         write_json(self.folder / "commits" / f"{oid}.json", {"id": oid, **commit})
         self.state["branches"][branch] = oid

@@ -43,7 +43,7 @@ def load(folder, numbers, record=RECORD, **settings):
     """The card as the Hub reads it; `settings` replace those of the record."""
     if settings:
         record = replace(record, settings=record.settings | settings)
-    return ModelCard.load(write_card(folder, *numbers, record))
+    return (write_card(folder, *numbers, record, "epoch 1.50"), ModelCard.load(folder / "README.md"))[1]
 
 
 def test_the_hub_reads_every_defined_number_from_the_model_index(tmp_path, numbers):
@@ -85,21 +85,12 @@ def test_the_card_says_built_with_dinov3_unless_the_backbone_is_random(tmp_path,
     assert pilot.data.base_model is None
 
 
-def test_tokens_and_the_folder_of_the_program_stay_out_of_the_command(tmp_path, numbers):
-    text = load(tmp_path, numbers).content
-    assert "recipe train --data me/crowd --hub_token ... --push_to_hub" in text
-    assert "/home/me" not in text
-    joined = load(tmp_path, numbers, replace(RECORD, command=["recipe", "train", "--hub_token=hf_secret"])).content
-    assert "--hub_token=..." in joined
-    assert "hf_secret" not in text + joined
-
-
 def test_local_data_is_no_dataset_of_the_hub(tmp_path, numbers):
     dataset = {"data": "/home/me/photos", "revision": None, "manifest": "ff"}
     local = load(tmp_path, numbers, replace(RECORD, dataset=dataset))
     assert local.data.datasets is None
     assert "/home/me" not in local.content
-    assert "Data `ff`" in local.text
+    assert "Data version `ff`" in local.text
 
 
 def test_the_examples_name_the_repo_and_the_thresholds_of_best_f1(tmp_path, numbers):
@@ -115,19 +106,12 @@ def test_plots_are_shown_where_they_exist_and_photographs_never(tmp_path, number
     """A model may be shared more widely than the photographs of the people it was evaluated on."""
     assert "![" not in load(tmp_path, numbers).text
     (tmp_path / "report").mkdir()
-    for name in ("thresholds.png", "where.png", "curves.png", "worst.png", "predictions.png", "report.md"):
+    for name in ("thresholds.png", "where.png", "curves.png", "worst.png", "predictions.png"):
         (tmp_path / "report" / name).touch()
     text = load(tmp_path, numbers).text
-    assert all(f"(report/{name})" in text for name in ("thresholds.png", "where.png", "curves.png", "report.md"))
+    assert all(f"(report/{name})" in text for name in ("thresholds.png", "where.png", "curves.png"))
     assert "worst.png" not in text
     assert "predictions.png" not in text
-
-
-def test_an_evaluated_model_without_a_record_still_has_a_card(tmp_path, numbers):
-    card = load(tmp_path, numbers, None)
-    assert card.data.model_name == tmp_path.name
-    assert "How it was trained" not in card.text
-    assert "at most 300 boxes" in card.text
 
 
 def test_the_card_says_how_to_batch_and_where_the_thresholds_stand(tmp_path, numbers):
@@ -137,12 +121,12 @@ def test_the_card_says_how_to_batch_and_where_the_thresholds_stand(tmp_path, num
 
 
 def test_names_from_outside_inject_neither_html_nor_code(tmp_path, numbers):
-    record = replace(RECORD, run_name="<img src=x> [a](b)", device="<b>|", command=["recipe", "train", "```\n# hi"])
+    record = replace(RECORD, run_name="<img src=x> [a](b)", device="<b>|")
     text = load(tmp_path, numbers, record, hub_model_id='x"); evil("').text
     assert "<img" not in text
     assert "# &lt;img src=x&gt; \\[a\\]\\(b\\)" in text
     assert "<b>" not in text
-    assert text.count("```") == 6
+    assert text.count("```") == 2
     assert 'model="x\\"); evil(\\"")' in text
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from recipe.report.draw import COLORS, draw_boxes, side_by_side
+from recipe.report.draw import COLORS, draw_boxes, grid
 
 
-def test_drawing_changes_a_copy_and_two_pictures_stand_under_their_captions():
+def test_drawing_changes_a_copy_and_pictures_stand_in_rows_under_their_captions_and_a_legend():
     base = np.zeros((40, 60, 3), np.uint8)
     drawn = draw_boxes(base, np.array([[5.2, 5, 20, 30]]), [1])
     assert not base.any()
     assert tuple(drawn[5, 10]) == COLORS[1]
-    pair = side_by_side(base, drawn, ("left", "right"), width=120)
-    assert pair.shape == (26 + 40, 120, 3)
-    assert (pair[26:, 60:] == drawn).all()
-    assert all(pair[:26, half].min() < 128 for half in (slice(0, 60), slice(60, 120)))
+    sheet = grid([(drawn, "left"), (base[:20], "right\n2 boxes"), (base, "below")], 2, {"head": COLORS[1]})
+    assert sheet.shape == (30 + 2 * (44 + 48), 2 * 68, 3)
+    assert (sheet[74:114, 8:68] == drawn).all()
+    assert all(sheet[30:74, half].min() < 128 for half in (slice(0, 68), slice(68, 136)))
+    assert (sheet[:30] == COLORS[1]).all(axis=2).sum() > 100
 
 
 def words(picture, box, label):

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from recipe.pace import Pace
-from recipe.record import RunRecord
+from recipe.record import LOG_FILE, RunRecord, read_log
 from recipe.training import logs as tracking
-from recipe.training.logs import LOG_FILE, MetricsLog, PaceLog, read_log
+from recipe.training.logs import MetricsLog, PaceLog
 
 
 def settings(folder, **others):

@@ -11,12 +11,14 @@ import time
 
 import pytest
 from conftest import TINY
+from safetensors.torch import load_file
 
 from recipe.cli import main
-from recipe.train import DEADLINE_EXIT
-from recipe.training.logs import read_log
+from recipe.config import DEADLINE_EXIT
+from recipe.model.checkpoint import DETECTOR_FILE
+from recipe.record import read_log
+from recipe.training.checkpoints import checkpoints, is_complete
 from recipe.training.processes import run_on_all
-from recipe.training.run import checkpoints, is_whole
 
 # Writes down which images each process trains on; torchrun starts it in place of `recipe`.
 WITNESS = """
@@ -38,7 +40,7 @@ def two(packed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "witness.py").write_text(WITNESS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    flags = ["train", "--data", str(packed), *TINY, "--use_cpu", "true", "--ddp_backend", "gloo"]
+    flags = ["train", "--data", str(packed), *TINY, "--dropout", "0", "--use_cpu", "true", "--ddp_backend", "gloo"]
     done = subprocess.run(
         [*command, str(folder / "witness.py"), *flags, "--output_dir", str(folder / "run")],
         env=os.environ | {"PYTHONPATH": os.getcwd(), "WITNESS": str(folder / "seen-"), "OMP_NUM_THREADS": "1"},
@@ -67,13 +69,27 @@ def test_they_write_one_checkpoint_an_epoch_one_log_and_one_report(two):
     folder, done = two
     found = checkpoints(folder / "run")
     assert [path.name for path in found] == ["checkpoint-2", "checkpoint-4"]
-    assert all(is_whole(path) for path in found)
+    assert all(is_complete(path) for path in found)
     assert {path.name for path in found[-1].glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     rows = read_log(folder / "run")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert len([row for row in rows if "eval_map" in row]) == 2
     assert (folder / "run" / "report" / "report.md").exists()
     assert done.stdout.count("dashboard") == 1
+
+
+def test_they_learn_what_one_process_learns_from_the_joint_batch(two, packed, tmp_path):
+    """Fails where each process divides by its own boxes: 1 x 2 x 2 batches and 2 x 2 are then not the same step."""
+    folder, _ = two
+    flags = ["train", "--data", str(packed), *TINY, "--dropout", "0", "--gradient_accumulation_steps", "2"]
+    assert main([*flags, "--output_dir", str(tmp_path / "run")]) == 0
+    one, both = (load_file(run / "checkpoint-4" / DETECTOR_FILE) for run in (tmp_path / "run", folder / "run"))
+    start = load_file(folder / "run" / "checkpoint-2" / DETECTOR_FILE)
+    moved = max(float((both[name] - value).abs().max()) for name, value in start.items())
+    apart = max(float((both[name] - value).abs().max()) for name, value in one.items())
+    assert apart < 0.02 * moved
+    losses = [[row["loss"] for row in read_log(run) if "loss" in row] for run in (tmp_path / "run", folder / "run")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_they_report_the_metrics_that_one_process_computes_from_the_same_weights(two, packed, tmp_path):
@@ -102,7 +118,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_exit_code_75(packed, tmp_path):
         assert run.wait(60) == DEADLINE_EXIT
     finally:
         run.kill()
-    assert is_whole(checkpoints(tmp_path / "run")[-1])
+    assert is_complete(checkpoints(tmp_path / "run")[-1])
 
 
 def test_the_exit_code_is_that_of_the_process_that_failed(monkeypatch):

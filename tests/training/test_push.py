@@ -23,8 +23,7 @@ from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE
 from recipe.record import RUN_FILE, RunRecord
 from recipe.schema import UserError
 from recipe.training.checkpoints import checkpoints, find_best, last_checkpoint, seal
-from recipe.training.push import Push, open_run
-from recipe.training.run_repo import BRANCH, RunRepo
+from recipe.training.push import BRANCH, Push, RunRepo, open_run
 
 USERS = {
     "hf_alice": {"name": "alice", "role": "write", "orgs": ["acme"]},
@@ -427,6 +426,7 @@ def test_a_repo_of_version_0_1_is_resumed_and_its_state_leaves_main(hub, tmp_pat
     for epoch in (1, 2):
         files = {path.name: path.read_bytes() for path in save_epoch(folder, epoch, best=1).iterdir()}
         model = {name for name in files if name.endswith(("config.json", ".safetensors", ".index.json", "README.md"))}
+        files.pop("seal.json")
         content = {name: files[name] for name in model}
         content |= {f"last-checkpoint/{name}": files[name] for name in set(files) - {"README.md"}}
         content["last-checkpoint/run.json"] = json.dumps(old).encode()
@@ -546,7 +546,7 @@ class Model(torch.nn.Module):
 
 def test_rotation_deletes_nothing_that_the_hub_lacks_and_cleans_up_after_it(hub, tmp_path, monkeypatch):
     """Fails without the raised save_total_limit: the library deletes before `on_save` of the new checkpoint."""
-    monkeypatch.setattr("recipe.training.run_repo.is_complete", lambda path: (path / "trainer_state.json").exists())
+    monkeypatch.setattr("recipe.training.push.is_complete", lambda path: (path / "trainer_state.json").exists())
     folder = make_run(tmp_path / "run")
     repo = opened(folder, minutes=1 / 60)
     kept = {}
@@ -562,7 +562,7 @@ def test_rotation_deletes_nothing_that_the_hub_lacks_and_cleans_up_after_it(hub,
     flags = {"max_steps": 5, "save_steps": 1, "save_total_limit": 1, "use_cpu": True, "report_to": "none"}
     args = TrainingArguments(str(folder), per_device_train_batch_size=1, disable_tqdm=True, **flags)
     data = [{"x": torch.ones(1)}] * 5
-    Trainer(Model(), args, train_dataset=data, callbacks=[Push(repo), Outage()]).train()
+    Trainer(Model(), args, train_dataset=data, callbacks=[Push(repo, args.save_total_limit), Outage()]).train()
     assert kept[3] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     assert kept[5] == ["checkpoint-5"]
     assert [title.split()[-1] for title in titles(hub)] == ["1", "2", "3", "4", "5"]

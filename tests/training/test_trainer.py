@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import packed as crowds
 import pytest
 import torch
 from conftest import TINY
@@ -20,10 +21,11 @@ from recipe.cli import main
 from recipe.config import DEADLINE_EXIT, DIVERGED_EXIT
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE, write_backbone
+from recipe.record import read_log
 from recipe.report.card import Card
 from recipe.train import build_model, freeze_and_save_backbone, load_data
 from recipe.training.checkpoints import checkpoints, is_complete
-from recipe.training.logs import read_log
+from recipe.training.run import fixed_settings, write_record
 from recipe.training.trainer import CrowdTrainer
 
 
@@ -41,6 +43,7 @@ def make_trainer(flags: list[str], folder: Path, name: str = "run", callbacks=()
     torch.manual_seed(0)
     model, processor = build_model(args, data.train.annotations, None)
     model = freeze_and_save_backbone(model, args, Path(args.output_dir))
+    write_record(Path(args.output_dir), args, fixed_settings(args), data.record)
     metrics = DetectionMetrics(num_queries=args.num_queries)
     args.report_to = []
     return CrowdTrainer(
@@ -232,11 +235,23 @@ def test_the_saved_model_carries_the_thresholds_that_predict_starts_from(finishe
 # ---- stops ----
 
 
-def test_a_non_finite_loss_stops_the_run_and_leaves_a_replay(tiny_flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_bad_image_ends_the_run_in_one_line_with_its_name(tmp_path, capsys, split):
+    """Its batch is empty: what counts, moves and sizes batches must take that until the error is raised."""
+    for name in ("train", "validation"):
+        bad = [crowds.row(6, 120, 180, data=b"\xff\xd8 no image")] if name == split else []
+        crowds.write(tmp_path / "crowd", crowds.crowd(4) + bad, name)
+    flags = ["--data", str(tmp_path / "crowd"), *TINY, "--dataloader_num_workers", "1"]
+    assert main(["train", *flags, "--output_dir", str(tmp_path / "run")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))]
+    assert line.startswith("error: 6.jpg (image_id 6) is a bad image: not an image in the formats JPEG")
+
+
+def test_a_non_finite_loss_stops_the_run_and_leaves_a_replay(tiny_flags, tmp_path, monkeypatch, capsys, caplog):
     poison = make_poison(at=3)
     monkeypatch.setattr("recipe.train.build_model", poison)
     assert main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]) == DIVERGED_EXIT
-    message = capsys.readouterr().err
+    message = caplog.text
     folder = tmp_path / "run" / "nonfinite" / "step-3"
     assert f"recipe replay {folder}" in message
     saved = torch.load(folder / "batch.pt", weights_only=False)
@@ -278,6 +293,7 @@ def test_sigterm_saves_and_stops_also_when_the_whole_group_gets_it(finished, tmp
     code = """
 import os, sys
 from recipe.cli import main
+from recipe.training.run import fixed_settings, write_record
 from recipe.training.trainer import CrowdTrainer
 def step(self, *args, original=CrowdTrainer.training_step):
     if self.state.global_step == 2:
