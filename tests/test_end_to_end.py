@@ -32,7 +32,7 @@ from recipe.config import DEADLINE_EXIT, Config
 from recipe.data.dataset import load_split
 from recipe.model.backbone import BACKBONE_PREFIX, tiny_backbone
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE
-from recipe.model.detector import detr_config
+from recipe.model.detector import detector_config
 from recipe.record import read_log
 from recipe.training.checkpoints import checkpoints
 
@@ -124,7 +124,7 @@ def test_after_the_first_epoch_only_the_detector_and_its_optimizer_travel(hub, w
 def test_an_epoch_of_the_full_model_sends_less_than_250_mb_by_arithmetic():
     vit_l = DINOv3ViTConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
     with torch.device("meta"):
-        model = DetrForObjectDetection(detr_config(Config(data="x"), vit_l))
+        model = DetrForObjectDetection(detector_config(Config(data="x"), vit_l))
     trainable = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(BACKBONE_PREFIX))
     frozen = sum(value.numel() for name, value in model.named_parameters() if name.startswith(BACKBONE_PREFIX))
     assert frozen > 300e6
