@@ -64,14 +64,14 @@ def jaccard(iou: np.ndarray, scores: np.ndarray, in_region: np.ndarray, hidden: 
     ratios, near = np.full(len(JI_THRESHOLDS), np.nan), iou.any(axis=1)
     for i, threshold in enumerate(JI_THRESHOLDS):
         above = scores > threshold
-        weights = iou[above & near]
-        rows, columns = linear_sum_assignment(weights, maximize=True)
-        real = weights[rows, columns] > 0
-        rows, columns = rows[real], columns[real]
-        detections = np.sum(above & ~in_region) + np.sum(in_region[above & near][rows])
-        union = detections + np.sum(~hidden) + np.sum(hidden[columns]) - len(rows)
-        if union:
-            ratios[i] = len(rows) / union
+        rows = np.flatnonzero(above & near)
+        taken, columns = linear_sum_assignment(iou[rows], maximize=True)
+        real = iou[rows[taken], columns] > 0
+        rows, columns = rows[taken[real]], columns[real]
+        detections = np.count_nonzero(above & ~in_region) + np.count_nonzero(in_region[rows])
+        targets = np.count_nonzero(~hidden) + np.count_nonzero(hidden[columns])
+        if detections + targets:
+            ratios[i] = len(rows) / (detections + targets - len(rows))
     return ratios
 
 

@@ -167,10 +167,11 @@ class DetectionMetrics:
                 "threshold_curves": breakdown.threshold_curve(own),
                 "by_density": breakdown.bins(breakdown.DENSITY_NAMES, breakdown.by_density(own, boxes), limit),
             }
+            del own  # before more is gathered
             own = Ranked.of(images, sizes, label, breakdown.SIZE_RANGES)  # other sizes only count as hits
             parts = [(own, a) for a in range(len(breakdown.SIZE_NAMES))]
             by_class[name]["by_size"] = breakdown.bins(breakdown.SIZE_NAMES, parts, limit)
-            del own, parts  # before the next class is gathered
+            del own, parts
         found: dict[str, Any] = {key: {name: own[key] for name, own in by_class.items()} for key in by_class[name]}
         found["images"] = len(images)
         found["recall_ceiling"] = float(np.minimum(boxes, self.num_queries).sum() / boxes.sum()) if any(boxes) else 1.0
