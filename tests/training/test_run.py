@@ -88,7 +88,7 @@ def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(tmp_path):
         (["train", "--data", "{empty}", *TINY], ["data_prep pack"]),
         (["train", "--data", "{packed}", *TINY, "--output_dir", "{file}/run"], ["--output_dir", "choose another"]),
         (["train", "--data", "{packed}", *TINY, "--backbone", "./nothing"], ["./nothing", "no such folder"]),
-        (["evaluate", "{empty}", "--data", "{packed}"], ["no detector"]),
+        (["evaluate", "{empty}", "--data", "{packed}"], ["config.json"]),
         (["evaluate", "USER/MODEL", "--data", "{packed}"], ["USER/MODEL"]),
         (["predict", "{empty}", "{packed}", "--out", "{empty}/out"], ["no images"]),
         (["predict", "{empty}", "missing.jpg", "--out", "{empty}/out"], ["missing.jpg", "no such file"]),
