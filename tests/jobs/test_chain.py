@@ -28,7 +28,7 @@ times = 1 + (len(count.read_text()) if count.exists() else 0)
 count.write_text("x" * times)
 print("trained", times, os.environ["OWN_KEY"], flush=True)
 api.create_repo("alice/detector", exist_ok=True)
-api.upload_file(path_or_fileobj=str(times).encode(), path_in_repo="state", repo_id="alice/detector")
+api.upload_file(path_or_fileobj=str(times).encode(), path_in_repo="README.md", repo_id="alice/detector")
 while os.path.exists({hold!r}): time.sleep(0.02)
 sys.exit(75 if times < {times} else 0)
 """
