@@ -15,48 +15,30 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jobs.job import ask, find_jobs, say, show_retries, start_once
+from huggingface_hub import HfApi
+
+from jobs.job import Request, ask, find_jobs, own_request, run_command, say, start_once
 from jobs.preflight import find_machine, hourly
-from jobs.request import JobRequest
 from recipe.config import DEADLINE_EXIT
 from recipe.schema import UserError
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-MAX_JOBS = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and start the next job where one is due. Returns 0 where it was, else the training's exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.chain", allow_abbrev=False)
     parser.add_argument("--model", required=True, help="USER/NAME to which the training pushes")
-    parser.add_argument("--max_jobs", type=int, default=MAX_JOBS)
+    parser.add_argument("--max_jobs", type=int, required=True)
     parser.add_argument("--max_cost", type=float, help="dollars for all jobs of the chain together")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(argv)
-    show_retries()
-    try:
-        return train_and_hand_over(options)
-    except UserError as error:
-        say(f"error: {error}")
-        return 2
+    return run_command(lambda: train_and_hand_over(options))
 
 
 def train_and_hand_over(options: argparse.Namespace) -> int:
     """Raises UserError where no next job can be started though one is due."""
-    from huggingface_hub import HfApi
-
-    api, request = HfApi(), JobRequest.of_this_job()
-    link = int(request.labels["link"])
-    # The Hub runs a failed command again where it was asked to: maybe after the next job was started.
-    later = [job for job in chain_jobs(api, request) if int((job.labels or {})["link"]) > link]
-    if later:
-        say(f"{later[0].id} continues this training already")
-        return 0
+    api, request = HfApi(), own_request()
     before = newest_push(api, options.model)
     code, stopped = run(options.command)
     if code != DEADLINE_EXIT or stopped:
@@ -69,7 +51,8 @@ def train_and_hand_over(options: argparse.Namespace) -> int:
     if reason := limit_reached(api, request, options):
         say(f"the time was up, and no next job is started: {reason}. The same command resumes the training")
         return code
-    successor = start_once(api, replace(request, labels=request.labels | {"link": str(link + 1)}))
+    link = str(int(request["labels"]["link"]) + 1)
+    successor = start_once(api, request | {"labels": request["labels"] | {"link": link}})
     say(f"the time was up: {successor.id} continues, {successor.url}")
     return 0
 
@@ -87,25 +70,20 @@ def run(command: Sequence[str]) -> tuple[int, bool]:
     return (code if code >= 0 else 128 - code), bool(signals)
 
 
-def limit_reached(api: HfApi, request: JobRequest, options: argparse.Namespace) -> str | None:
+def limit_reached(api: HfApi, request: Request, options: argparse.Namespace) -> str | None:
     """Why the chain ends here, in words; None where another job may start."""
-    jobs = chain_jobs(api, request)
+    jobs = find_jobs(api, request["namespace"], chain=request["labels"]["chain"])
     if any(job.id == os.environ["JOB_ID"] and job.status.stage in ("CANCELED", "DELETED") for job in jobs):
         return "this one was cancelled"
     if len(jobs) >= options.max_jobs:
         return f"this was the last of --max_jobs {options.max_jobs}"
     if options.max_cost is not None:
-        price = hourly(find_machine(ask("asking for the machines", api.list_jobs_hardware), request.flavor))
+        price = hourly(find_machine(ask("asking for the machines", api.list_jobs_hardware), request["flavor"]))
         spent = price * sum((job.durations.running_secs or 0) / 3600 for job in jobs if job.durations)
-        dearest = price * request.timeout / 3600 * request.attempts
+        dearest = price * request["timeout"] / 3600
         if spent + dearest > options.max_cost:
             return f"${spent:.2f} are spent, and another ${dearest:.2f} could pass --max_cost {options.max_cost:g}"
     return None
-
-
-def chain_jobs(api: HfApi, request: JobRequest) -> list[Any]:
-    """All jobs of this chain, newest first."""
-    return find_jobs(api, request.namespace, chain=request.labels["chain"])
 
 
 def newest_push(api: HfApi, model: str) -> str | None:

@@ -2,32 +2,48 @@
 
 start_once(api, request)   ->  the job, even where the answer to the request was lost
 follow(api, job)           ->  the job as it ended, its log printed on the way
+
+A request holds every argument of `HfApi.run_job`, in a form that JSON keeps: a dry run prints it, and the job carries
+it, to start its successor from. jobs/request.py makes it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
+from huggingface_hub import HfApi, JobInfo, Volume
+
+from recipe.hub import as_user_errors, first_line, is_transient, with_retries
 from recipe.schema import UserError
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi, JobInfo
-
-    from jobs.request import JobRequest
-
 PROJECT = {"project": "recipe"}  # the label by which our jobs are found
+REQUEST = "RECIPE_JOB"  # the variable in which a job carries its own request
 ENDED = ("COMPLETED", "ERROR", "CANCELED", "DELETED")
 PATIENCE = 600.0  # seconds of passing failures before a question is given up
 POLL = 1.0  # between two looks at a job
 LAST_TRIES = 10  # to read the log of a job that has ended: its exit code is known by then
 TIMEOUT_EXIT, CANCELED_EXIT = 124, 143  # as `timeout` and a terminated shell have them
+Request = dict[str, Any]
 Result = TypeVar("Result")
+
+
+def to_json(request: Request, indent: int | None = None) -> str:
+    """All of the request, but only the names of its secrets."""
+    return json.dumps(request | {"secrets": list(request["secrets"])}, indent=indent)
+
+
+def own_request() -> Request:
+    """The request by which the job that we are in was started."""
+    found = json.loads(os.environ[REQUEST])
+    return found | {"secrets": {name: os.environ[name] for name in found["secrets"]}}
 
 
 def find_jobs(api: HfApi, namespace: str, **labels: str) -> list[JobInfo]:
@@ -35,58 +51,52 @@ def find_jobs(api: HfApi, namespace: str, **labels: str) -> list[JobInfo]:
     return ask("looking for jobs", lambda: list(api.list_jobs(namespace=namespace, labels=PROJECT | labels)))
 
 
-def start_once(api: HfApi, request: JobRequest) -> JobInfo:
+def start_once(api: HfApi, request: Request) -> JobInfo:
     """Start the job unless it was started already: an answer may be lost on its way back, and a job costs.
 
-    Raises:
-        UserError: the Hub refuses the job, or does not say whether it runs.
+    Raises UserError where the Hub refuses the job, or does not say whether it runs.
     """
-    from recipe.hub import first_line, is_transient
-
     end, pause = time.monotonic() + PATIENCE, POLL
-    while True:
-        labels = {name: request.labels[name] for name in ("chain", "link")}
-        if found := find_jobs(api, request.namespace, **labels):
-            return found[0]
+    volumes = [Volume(**volume) for volume in request["volumes"]]
+    sent = request | {"volumes": volumes, "env": request["env"] | {REQUEST: to_json(request)}}
+    labels = {name: request["labels"][name] for name in ("chain", "link")}
+    while not (found := find_jobs(api, request["namespace"], **labels)):
         if time.monotonic() > end:
             raise UserError("HF Jobs takes no job at the moment, and none was started. Try again later")
         try:
-            return request.send(api)
+            return api.run_job(**sent)  # the client does not repeat this one
         except Exception as error:
             if not is_transient(error):
                 raise UserError(f"HF Jobs refuses the job: {first_line(error)}") from error
             say(f"note: the Hub did not confirm the job ({first_line(error)}); looking whether it runs")
         time.sleep(pause)
         pause = min(2 * pause, 60)
+    return found[0]
 
 
 def follow(api: HfApi, job: JobInfo) -> JobInfo:
     """Print the job's log until it ends, each line once, through lost connections. Returns the job as it ended.
 
-    Raises:
-        UserError: the Hub does not answer for `PATIENCE` seconds, or refuses the log.
+    Raises UserError where the Hub does not answer for `PATIENCE` seconds, or refuses the log.
     """
-    from recipe.hub import first_line, is_transient
-
-    shown, failures = 0, 0
+    shown, tries, owner = 0, LAST_TRIES, job.owner.name
     while True:
-        now = ask("asking for the job", partial(api.inspect_job, job_id=job.id, namespace=job.owner.name))
+        now = ask("asking for the job", partial(api.inspect_job, job_id=job.id, namespace=owner))
         ended = now.status.stage in ENDED  # asked before the log is read, which is complete then
         try:
-            lines = api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=not ended)
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(api.fetch_job_logs(job_id=job.id, namespace=owner, follow=not ended), 1):
                 if number > shown:  # the Hub sends a log from its first line on
                     print(line, flush=True)
                     shown = number
         except Exception as error:
-            failures += ended
-            if is_transient(error) and failures < LAST_TRIES:
-                time.sleep(2 * POLL)
-                continue
-            if not ended:
+            if not (is_transient(error) or ended):
                 raise UserError(
                     f"the log of {job.id} cannot be read ({first_line(error)}); the job runs on"
                 ) from error
+            tries -= ended
+            if tries:
+                time.sleep(2 * POLL)
+                continue
             say(f"note: the end of the log cannot be read ({first_line(error)})")
         if ended:
             say(f"{job.id}: {now.status.stage} {now.status.message or ''}".rstrip())
@@ -107,21 +117,20 @@ def exit_code(job: JobInfo) -> int:
 
 
 def ask(what: str, call: Callable[[], Result]) -> Result:
-    """`call()`, repeated after passing failures.
-
-    Raises:
-        UserError: the Hub refuses, or none succeeded within `PATIENCE` seconds.
-    """
-    from recipe.hub import as_user_errors, with_retries
-
+    """`call()`, repeated after passing failures. Raises UserError after `PATIENCE` seconds, or if refused."""
     with as_user_errors(what):
         return with_retries(what, call, time.monotonic() + PATIENCE)
 
 
-def show_retries() -> None:
-    """Print what recipe/hub.py says of a Hub that does not answer: a wait without a word looks like a hang."""
+def run_command(command: Callable[[], int]) -> int:
+    """The exit code of a command line: a user's mistake is one line on stderr and 2. Waits for the Hub are told."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("recipe").setLevel(logging.INFO)
+    try:
+        return command()
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
 
 
 def say(line: str) -> None:

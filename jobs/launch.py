@@ -5,7 +5,7 @@
     python jobs/launch.py --status
 
 What stands after `--` are flags of `recipe train`. The exit code is the job's; 75: its time was up, and the same
-command resumes. Standard library only until there is something to ask the Hub.
+command resumes. torch and transformers are imported only once there is something to check.
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jobs.chain import MAX_JOBS
-from jobs.job import ENDED, ask, exit_code, find_jobs, follow, say, show_retries, start_once
-from jobs.plan import hours
+from huggingface_hub import HfApi, JobInfo, get_token
+
+from jobs.job import ENDED, Request, ask, exit_code, find_jobs, follow, run_command, say, start_once, to_json
 from jobs.preflight import Findings, check
-from jobs.request import JobRequest, make_request
+from jobs.request import hours, make_request
 from recipe.config import DEADLINE_EXIT
+from recipe.hub import short_timeouts
 from recipe.schema import UserError
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi, JobInfo
 
 DETACHED_EXIT = 130  # as a shell has it after Ctrl-C
 
@@ -45,11 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image", help="image in a public registry, or hf.co/spaces/USER/NAME; default: NAMESPACE/recipe")
     add("--timeout", type=hours, help="such as 12h or 90m; default: from the pace, else 12h")
     add("--namespace", help="user or organisation that pays; default: the token's user")
-    add("--attempts", type=int, default=1, help="how often the Hub itself runs a failed command")
     add("--pace-from", type=Path, metavar="RUN_DIR", help="an earlier run, for the hours and the costs")
     add("--pace", type=float, metavar="IMAGES", help="training images per second on this flavor")
     add("--until-done", action="store_true", help="a job whose time is up starts the next one itself")
-    add("--max-jobs", type=int, default=MAX_JOBS, help="with --until-done: how many at most")
+    add("--max-jobs", type=int, default=10, help="with --until-done: how many at most")
     add("--max-cost", type=float, metavar="DOLLARS", help="no job is started that could pass this, with those before")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="variable of the job")
     add("--secret", action="append", default=[], metavar="NAME", help="variable of this machine, for the job alone")
@@ -72,14 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # With underscores too, as those of `recipe train` with dashes.
     own = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in argv[:cut]]
     options = parser.parse_args(own)
-    if not (options.flavor or options.status):
+    if options.status:
+        return run_command(lambda: status(options.namespace))
+    if not options.flavor:
         parser.error("--flavor is missing, such as --flavor a10g-large")
-    show_retries()
-    try:
-        return status(options.namespace) if options.status else launch(options, argv[cut + 1 :])
-    except UserError as error:
-        say(f"error: {error}")
-        return 2
+    return run_command(lambda: launch(options, argv[cut + 1 :]))
 
 
 def launch(options: argparse.Namespace, training: list[str]) -> int:
@@ -89,39 +82,33 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     args = parse(training, on_gpu=True)  # whatever this machine has
     if args.hub_token is not None:
         raise UserError("--hub_token: a job's command can be read by others; the job gets your token as a secret")
-    from huggingface_hub import HfApi
-
-    from recipe.hub import short_timeouts
-
     api, token = HfApi(), own_token()
     with short_timeouts():
         found = check(api, options, args)
     request = make_request(options, training, args, found, token)
     if options.dry_run:
-        print(request.to_json(indent=2))
+        print(to_json(request, indent=2))
         return 0
     job = job_at_work(api, request)
     if job is not None:
         say(f"note: {job.id} trains {found.model} already; no other is started")
     job = job or start_once(api, request)
-    announce(job, found, options.ssh)
+    announce(job, found, ssh=options.ssh)
     return 0 if options.detach else watch(api, job)
 
 
 def own_token() -> str:
     """The token of this machine. Raises UserError where there is none."""
-    from huggingface_hub import get_token
-
     if (token := get_token()) is None:
         raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
     return token
 
 
-def job_at_work(api: HfApi, request: JobRequest) -> JobInfo | None:
+def job_at_work(api: HfApi, request: Request) -> JobInfo | None:
     """The job that trains this model now: a second one would push to the same repo, and be paid too."""
-    if "model" not in request.labels:
+    if "model" not in request["labels"]:
         return None
-    jobs = find_jobs(api, request.namespace, model=request.labels["model"])
+    jobs = find_jobs(api, request["namespace"], model=request["labels"]["model"])
     return next((job for job in jobs if job.status.stage not in ENDED), None)
 
 
@@ -142,38 +129,31 @@ def watch(api: HfApi, job: JobInfo) -> int:
         job = successors[0]
 
 
-def announce(job: JobInfo, found: Findings, ssh: bool) -> None:
+def announce(job: JobInfo, found: Findings, *, ssh: bool) -> None:
     """Where the job is to be seen, and how it is watched, entered, stopped and resumed."""
     name = f"{job.owner.name}/{job.id}"
-    say(f"job        {job.id}")
-    say(f"page       {job.url}")
-    if found.space or found.server:
-        say(f"dashboard  {f'{job.endpoint}/spaces/{found.space}' if found.space else found.server}")
+    say(f"job        {job.url}")
+    if found.space:
+        say(f"dashboard  {job.endpoint}/spaces/{found.space}")
     say(f"model      {job.endpoint}/{found.model}")
-    say(f"watch      hf jobs logs --follow {name}")
-    say(f"stats      hf jobs stats {name}")
-    if ssh:
-        say(f"shell      hf jobs ssh {name}")
-    say(f"cancel     hf jobs cancel {name}")
+    commands = {"watch": "logs --follow", "stats": "stats", "shell": "ssh", "cancel": "cancel"}
+    for what, command in commands.items():
+        if what != "shell" or ssh:
+            say(f"{what:10} hf jobs {command} {name}")
     say(f"resume     python {shlex.join(sys.argv)}")
 
 
 def status(namespace: str | None) -> int:
     """Print one line for each job of this project, newest first."""
-    from huggingface_hub import HfApi
-
-    from recipe.hub import short_timeouts
-
     api = HfApi(token=own_token())
     with short_timeouts():
         owner = namespace or ask("asking the Hub who we are", api.whoami)["name"]
         jobs = find_jobs(api, owner)
     for job in jobs:
-        seconds = (job.durations.running_secs if job.durations else None) or 0
-        ran = f"{seconds // 3600}:{seconds // 60 % 60:02d}"
+        minutes = ((job.durations.running_secs if job.durations else None) or 0) // 60
         started = f"{job.started_at:%Y-%m-%d %H:%M}" if job.started_at else "-"
         model = (job.labels or {}).get("model", "").replace("--", "/")
-        print(f"{job.id}  {job.status.stage:10}  {job.flavor:12}  {started:16}  {ran:>6}  {model}".rstrip())
+        print(f"{job.id}  {job.status.stage:10}  {job.flavor:12}  {started:16}  {minutes:5} min  {model}")
     if not jobs:
         print(f"no jobs of this project in {owner}")
     return 0

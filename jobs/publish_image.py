@@ -16,15 +16,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jobs.image import BUILDING, READY
-from jobs.job import ask, say, show_retries
-from recipe.schema import UserError
+from huggingface_hub import HfApi
+
+from jobs.job import ask, run_command, say
+from jobs.preflight import READY
+from recipe.hub import check_write_access
 from recipe.version import commit, lock
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 ROOT = Path(__file__).parent.parent
 FILES = ("LICENSE", "pyproject.toml", "requirements.lock", "uv.lock", ".dockerignore")
@@ -41,7 +39,8 @@ ANSWER = """
 ENTRYPOINT []
 CMD ["python", "-m", "http.server", "7860", "--directory", "/outputs"]
 """
-POLL, GRACE = 5.0, 60.0  # seconds between questions; until a build must have begun after a commit
+BUILDING = ("BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING")
+POLL, GRACE = 5.0, 60.0  # seconds between questions; until a build has begun after a commit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,28 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("space", help="USER/NAME of the Space; made if it is not there")
     parser.add_argument("--public", action="store_true", help="let everybody see and use it; default: private")
     options = parser.parse_args(argv)
-    show_retries()
-    try:
-        return publish(options)
-    except UserError as error:
-        say(f"error: {error}")
-        return 2
+    return run_command(lambda: publish(options.space, public=options.public))
 
 
-def publish(options: argparse.Namespace) -> int:
-    """Create the Space, send the build, wait for it."""
-    from huggingface_hub import HfApi
-
-    from recipe.hub import check_write_access
-
-    say(check_write_access(options.space, "space"))
+def publish(name: str, *, public: bool) -> int:
+    """Create the Space, send the build, wait for it. Never public without being asked."""
     api = HfApi()
-    space = create(api, options.space, private=not options.public)
+    say(check_write_access(name, "space"))
+    what = f"creating {name}" if public else f"creating {name} as a private Space (--public makes it public)"
+    create = partial(api.create_repo, repo_type="space", space_sdk="docker", private=not public, exist_ok=True)
+    space = ask(what, lambda: create(name)).repo_id
     changed = upload(api, space)
-    say(f"{'sent to' if changed else 'nothing new for'} {api.endpoint}/spaces/{space}")
-    stage = wait(api, space, GRACE if changed else 0.0)
+    say(f"sent to {api.endpoint}/spaces/{space}" if changed else f"nothing new for {space}")
+    if changed:
+        time.sleep(GRACE)  # until then the stage may be that of the build before
+    while (stage := str(ask(f"asking for {space}", lambda: api.get_space_runtime(space)).stage)) in BUILDING:
+        time.sleep(POLL)
     if stage in READY:
-        print(f"built: give it to jobs/launch.py as --image hf.co/spaces/{space}")
+        print(f"built; give it to jobs/launch.py as --image hf.co/spaces/{space}")
         return 0
     log = ask("reading the log", lambda: list(api.fetch_space_logs(space, build=stage == "BUILD_ERROR")))
     say("".join(log))
@@ -79,34 +74,14 @@ def publish(options: argparse.Namespace) -> int:
     return 1
 
 
-def create(api: HfApi, space: str, *, private: bool) -> str:
-    """Make the Space unless it is there, and return its USER/NAME. Never public without being asked.
-
-    Raises:
-        UserError: the Hub does not let this user have a private Space.
-    """
-    from recipe.hub import HubAway
-
-    make = partial(api.create_repo, space, repo_type="space", space_sdk="docker", private=private, exist_ok=True)
-    try:
-        return ask(f"creating {space}", make).repo_id
-    except UserError as error:
-        hint = "; --public makes it public" if private and not isinstance(error, HubAway) else ""
-        raise UserError(f"{error}{hint}") from error
-
-
 def upload(api: HfApi, space: str) -> bool:
     """Make the Space hold the build and nothing else, in one commit. Returns whether anything changed."""
-
-    def head() -> str | None:
-        return ask(f"looking at {space}", lambda: api.space_info(space).sha)
-
-    before, title = head(), f"recipe {commit()[:7]}"
+    before = ask(f"looking at {space}", lambda: api.space_info(space).sha)
     with tempfile.TemporaryDirectory() as folder:
         write_build(Path(folder))
         send = partial(api.upload_folder, repo_id=space, repo_type="space", folder_path=folder, delete_patterns="*")
-        ask(f"sending the build to {space}", lambda: send(commit_message=title))
-    return head() != before
+        ask(f"sending the build to {space}", lambda: send(commit_message=f"recipe {commit()[:7]}"))
+    return ask(f"looking at {space}", lambda: api.space_info(space).sha) != before  # the answer may have been lost
 
 
 def write_build(folder: Path) -> None:
@@ -120,20 +95,6 @@ def write_build(folder: Path) -> None:
         dockerfile = dockerfile.replace(f"ARG {name}=unknown", f"ARG {name}={value}")
     (folder / "Dockerfile").write_text(dockerfile)
     (folder / "README.md").write_text(HEADER + (ROOT / "README.md").read_text())
-
-
-def wait(api: HfApi, space: str, grace: float) -> str:
-    """The stage in which the build ends. Within `grace` seconds a stage may still be that of the build before."""
-    begun, stage = time.monotonic() + grace, ""
-    while True:
-        before, stage = stage, str(ask(f"asking for {space}", lambda: api.get_space_runtime(space)).stage)
-        if stage != before:
-            say(f"{space}: {stage}")
-        if stage in BUILDING:
-            begun = 0.0
-        elif time.monotonic() >= begun:
-            return stage
-        time.sleep(POLL)
 
 
 if __name__ == "__main__":

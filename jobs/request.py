@@ -1,78 +1,42 @@
-"""What HF Jobs is asked for: one object that is printed by a dry run, sent, and carried by the job itself.
+"""What HF Jobs is asked for, with a timeout that holds the training: what a dry run prints, and what is sent.
 
-make_request(options, training, args, found, token).send(api)
+start_once(api, make_request(options, training, args, found, token))
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
+import re
 import shlex
+import sys
 import uuid
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.job import PROJECT
-from jobs.plan import schedule
-from jobs.preflight import Findings
+from huggingface_hub import JobHardwareInfo, Volume
+from huggingface_hub.utils import parse_hf_mount
+
+from jobs.job import PROJECT, Request, say
+from jobs.preflight import Findings, gpus, hourly
+from recipe.pace import Pace, computed_rate
+from recipe.record import RunRecord
 from recipe.schema import UserError
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, JobInfo
-
     from recipe.arguments import Arguments
 
-REQUEST = "RECIPE_JOB"  # the variable in which a job carries its own request, to start its successor from
 TRY_SECONDS = 30 * 60
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What HF Jobs is asked for: every argument of `run_job`, in a form that JSON keeps.
-
-    labels: `chain` is common to the jobs of one training; with `link`, 1 for its first job, it names this job alone
-    secrets: name -> value; the values go to the Hub and nowhere else
-    """
-
-    namespace: str
-    image: str
-    command: list[str]
-    flavor: str
-    timeout: int  # seconds
-    env: dict[str, str]
-    secrets: dict[str, str]
-    labels: dict[str, str]
-    attempts: int
-    volumes: list[dict[str, Any]]  # each as `Volume.to_dict` has it
-    ssh: bool
-    resource_group_id: str | None
-
-    def to_json(self, indent: int | None = None) -> str:
-        """All of it, but only the names of the secrets: what a dry run prints, and what the job carries."""
-        return json.dumps(asdict(self) | {"secrets": list(self.secrets)}, indent=indent)
-
-    @classmethod
-    def of_this_job(cls) -> JobRequest:
-        """The request by which the job that we are in was started."""
-        found = json.loads(os.environ[REQUEST])
-        return cls(**found | {"secrets": {name: os.environ[name] for name in found["secrets"]}})
-
-    def send(self, api: HfApi) -> JobInfo:
-        """Start the job; the client does not repeat this request."""
-        from huggingface_hub import Volume
-
-        env, volumes = self.env | {REQUEST: self.to_json()}, [Volume(**volume) for volume in self.volumes]
-        return api.run_job(**asdict(self) | {"env": env, "volumes": volumes})
+DEFAULT_HOURS = 12.0  # the job's timeout where no pace is known; the Hub's own default is 30 minutes
+START_HOURS = 1 / 3  # of a job: to fetch image, data and backbone, and to push at the end
 
 
 def make_request(
     options: argparse.Namespace, training: list[str], args: Arguments, found: Findings, token: str
-) -> JobRequest:
-    """The job itself: what the user asks for, and what every job needs.
+) -> Request:
+    """Every argument of `HfApi.run_job`: what the user asks for, and what every job needs.
 
-    Raises:
-        UserError: the time or the money is too short, a variable has no value, or a volume cannot be read.
+    Raises UserError where the time or the money is too short, a variable has no value, or a volume cannot be read.
     """
     if wrong := [pair for pair in options.env if "=" not in pair]:
         raise UserError(f"--env {wrong[0]}: give NAME=VALUE; `--secret NAME` takes the value from this machine")
@@ -82,29 +46,27 @@ def make_request(
     if options.bucket:  # the same folder in the bucket as in the image, which works in /
         folder = args.output_dir.strip("/")
         volumes.append(f"hf://buckets/{options.bucket}/{folder}:/{folder}")
-    server = {"TRACKIO_SERVER_URL": found.server} if found.server else {}
-    write_token = {"TRACKIO_WRITE_TOKEN": found.write_token} if found.write_token else {}
-    labels = {"name": found.model.split("/")[-1], "chain": uuid.uuid4().hex[:16], "link": "1"}
+    # `chain` is common to the jobs of one training; with `link`, 1 for its first job, it names one job alone.
+    labels = PROJECT | {"name": found.model.split("/")[-1], "chain": uuid.uuid4().hex[:16], "link": "1"}
     if options.try_:
         command, seconds = try_command(training, found), TRY_SECONDS
     else:
         timeout, max_hours = schedule(options, args, found)
         command, seconds = train_command(options, training, found, max_hours), round(timeout * 3600)
         labels["model"] = found.model.replace("/", "--")
-    return JobRequest(
-        namespace=found.namespace,
-        image=found.image,
-        command=command,
-        flavor=found.machine.name,
-        timeout=seconds,
-        env=dict(pair.split("=", 1) for pair in options.env) | server,
-        secrets={"HF_TOKEN": token} | {name: os.environ[name] for name in options.secret} | write_token,
-        labels=PROJECT | labels,
-        attempts=options.attempts,
-        volumes=[parse_volume(text) for text in volumes],
-        ssh=options.ssh,
-        resource_group_id=options.resource_group_id,
-    )
+    return {
+        "namespace": found.namespace,
+        "image": found.image,
+        "command": command,
+        "flavor": found.machine.name,
+        "timeout": seconds,
+        "env": dict(pair.split("=", 1) for pair in options.env),
+        "secrets": {"HF_TOKEN": token} | {name: os.environ[name] for name in [*options.secret, *found.secrets]},
+        "labels": labels,
+        "volumes": [parse_volume(text) for text in volumes],
+        "ssh": options.ssh,
+        "resource_group_id": options.resource_group_id,
+    }
 
 
 def train_command(options: argparse.Namespace, training: list[str], found: Findings, max_hours: float) -> list[str]:
@@ -122,21 +84,13 @@ def train_command(options: argparse.Namespace, training: list[str], found: Findi
 
 def try_command(training: list[str], found: Findings) -> list[str]:
     """What shows within minutes that image, driver and token are right, what fits, and how fast a step is."""
-    flags = [*training, "--hub_model_id", found.model]
+    flags = shlex.join([*training, "--hub_model_id", found.model])
     short = "--max_steps 60 --max_train_images 500 --max_val_images 50 --push_to_hub false --report_to none"
-    doctor, train = shlex.join(["recipe", "doctor", *flags]), shlex.join(["recipe", "train", *flags])
-    return ["sh", "-c", f"{doctor} && {train} --output_dir outputs/try {short}"]
+    return ["sh", "-c", f"recipe doctor {flags} && recipe train {flags} --output_dir outputs/try {short}"]
 
 
 def parse_volume(text: str) -> dict[str, Any]:
-    """A volume such as hf://buckets/USER/NAME:/data or hf://datasets/USER/NAME:/data:ro, as the Hub is to be told.
-
-    Raises:
-        UserError: it is written in another way.
-    """
-    from huggingface_hub import Volume
-    from huggingface_hub.utils import parse_hf_mount
-
+    """A volume such as hf://datasets/USER/NAME:/data:ro, as `Volume` takes it. Raises UserError where it is none."""
     try:
         mount = parse_hf_mount(text)
     except ValueError as error:
@@ -149,3 +103,83 @@ def parse_volume(text: str) -> dict[str, Any]:
         mount_path=mount.mount_path,
         read_only=mount.read_only,
     ).to_dict()
+
+
+def schedule(options: argparse.Namespace, args: Arguments, found: Findings) -> tuple[float, float]:
+    """Hours until the Hub kills the job, and hours of training, after which the recipe itself stops before that.
+
+    Prints the expected hours and costs. Raises UserError where the timeout cannot hold the first epoch, or --max_cost
+    not the first job.
+    """
+    pace, price = find_pace(options, args, found), hourly(found.machine)
+    if pace is None:
+        say("time       unknown: no pace was measured. Give --pace-from RUN_DIR (a run writes one), or --try first")
+        timeout = options.timeout or DEFAULT_HOURS
+        evaluation, least = timeout / 6, 0.0
+    else:
+        cost, rate = pace.hours * price, pace.images_per_second
+        say(f"time       {pace.hours:.1f} h, ${cost:.2f}, for {pace.epochs:.4g} epochs at {rate:.2f} images/s")
+        if options.dry_run:
+            say(cost_table(pace, found.machines))
+        evaluation = pace.validation_images / rate / 3600
+        timeout = options.timeout or math.ceil(pace.hours * 1.15 + START_HOURS + evaluation)
+        least = min(pace.hours_per_epoch, pace.hours)  # a run may be shorter than an epoch
+    # At the deadline the epoch's evaluation may still have to run.
+    max_hours = min(timeout - min(START_HOURS + evaluation, 0.3 * timeout), args.max_hours or math.inf)
+    if max_hours < least:
+        raise UserError(
+            f"--timeout {timeout:g}h cannot hold the first epoch, which takes {least:.1f} h on {found.machine.name} "
+            f"besides the start and the end of the job: give --timeout {math.ceil(least + START_HOURS + evaluation)}h"
+        )
+    dearest = timeout * price
+    say(f"timeout    {timeout:g} h, ${dearest:.2f} at most; with --until-done a job whose time is up starts the next")
+    if options.max_cost is not None and dearest > options.max_cost:
+        raise UserError(f"--max_cost {options.max_cost:g}: one job may cost ${dearest:.2f}; give a shorter --timeout")
+    return timeout, max_hours
+
+
+def find_pace(options: argparse.Namespace, args: Arguments, found: Findings) -> Pace | None:
+    """Images per second on the flavor: as given, or measured by a run here or on the Hub and carried over."""
+    limits = {"train": args.max_train_images, "validation": args.max_val_images}
+    images = [min(found.images.get(split, 0), limit or sys.maxsize) for split, limit in limits.items()]
+    gpu, card = gpus(found.machine), found.machine.accelerator
+    if not images[0]:
+        return None
+    epochs = args.num_train_epochs
+    if args.max_steps > 0:  # for transformers it overrides the epochs, be it fewer or more
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * int(card.quantity if card else 1)
+        epochs = args.max_steps / math.ceil(images[0] / step)
+    if options.pace:
+        return Pace(options.pace, gpu, images[0], images[1], epochs)
+    record = RunRecord.read(options.pace_from) if options.pace_from else found.record
+    measured = Pace.read(record.pace) if record else None
+    if measured is None and options.pace_from:
+        raise UserError(f"--pace-from {options.pace_from}: holds no pace; a run writes one after its first 50 steps")
+    if measured is None:
+        return None
+    there = measured.on(gpu)
+    if there is None:
+        say(f"note: a pace on {measured.device} says nothing of {gpu}; --pace IMAGES gives one")
+        return None
+    if computed_rate(measured.device) != computed_rate(gpu):
+        say(f"note: the pace is an estimate, from {measured.device} by the images/s computed for both GPUs")
+    return Pace(there.images_per_second, gpu, images[0], images[1], epochs)
+
+
+def cost_table(pace: Pace, machines: list[JobHardwareInfo]) -> str:
+    """Hours and dollars of the work of `pace` on each machine whose GPU is known, cheapest first, start included."""
+    rows = []
+    for machine in machines:
+        if there := pace.on(gpus(machine)):
+            hours = there.hours + START_HOURS
+            cost = hours * hourly(machine)
+            rows.append((cost, f"{machine.name:14} {there.device:10} {hours:6.1f} h  ${cost:8.2f}"))
+    return "\n".join(row for _, row in sorted(rows))
+
+
+def hours(text: str) -> float:
+    """Hours of "90m", "12h", "1d" or, without a unit as in HF's own tools, seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    if not found or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h, 90m or 1d")
+    return float(found[1]) * {"": 1 / 3600, "s": 1 / 3600, "m": 1 / 60, "h": 1, "d": 24}[found[2]]

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 # Milliseconds of one training image, ViT-L at 960x1536 in batches of 2. Computed, not measured: 7.7 TFLOP an image
@@ -29,7 +26,6 @@ MS_PER_IMAGE = {
     "H100": 37,  # 600 / 350, 3,350
     "H200": 35,  # as H100, with 4,800
 }
-START_HOURS = 1 / 3  # of a job: to fetch image, data and backbone, and to push at the end
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,6 @@ class Pace:
     def hours_per_epoch(self) -> float:
         """Training and evaluation."""
         return (self.train_images + self.validation_images) / self.images_per_second / 3600
-
-    @property
-    def hours_of_evaluation(self) -> float:
-        """One evaluation."""
-        return self.validation_images / self.images_per_second / 3600
 
     @property
     def hours(self) -> float:
@@ -92,31 +83,6 @@ def computed_rate(device: str) -> float | None:
     return None
 
 
-def cost_table(pace: Pace, machines: Mapping[str, tuple[str, float]]) -> str:
-    """Hours and dollars of the work of `pace` on each machine with a GPU that is known, cheapest first.
-
-    Start and end of one job, `START_HOURS`, are in both; a machine of the pace's own GPU keeps the pace as it is.
-
-    Args:
-        machines: name -> (GPU, dollars an hour), such as {"a10g-large": ("1 x A10G", 1.50)}
-    """
-    rows = []
-    for name, (gpu, price) in machines.items():
-        if (there := pace.on(gpu)) is not None:
-            hours = there.hours + START_HOURS
-            rows.append((hours * price, f"{name:14} {gpu:10} {hours:6.1f} h  ${hours * price:8.2f}"))
-    return "\n".join(row for _, row in sorted(rows))
-
-
-def for_a_job(command: str) -> str:
-    """A job sees no folder of this machine: where the command names one, USER/NAME is to be filled in."""
-    words = [part for word in shlex.split(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
-    for index, (flag, value) in enumerate(pairwise(words), 1):
-        if flag.replace("-", "_") in ("__data", "__backbone", "__detr_init") and Path(value).exists():
-            words[index] = "USER/NAME"
-    return shlex.join(words)
-
-
 def pace_in_words(pace: Pace, command: str) -> str:
     """The lines that `recipe train` prints: the pace here, and when it is worth leaving for another machine."""
     lines = [
@@ -128,6 +94,6 @@ def pace_in_words(pace: Pace, command: str) -> str:
         rates = f"{computed_rate('A10G'):.1f} / {computed_rate(pace.device):.1f}"
         lines += [
             f"      about {there.hours:.1f} h on a10g-large, an estimate by the images/s computed for both ({rates}):",
-            f"      {for_a_job(command)}",
+            f"      {command}",
         ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ recipe train --data DIR_OR_REPO --output_dir outputs/run
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -47,6 +48,10 @@ logger = logging.getLogger(__name__)
 def train(args: Arguments) -> int:
     """Train, keep the best model, write the report. Returns the exit code: 0, or 75 when the time was up."""
     say_driver()
+    if "JOB_ID" in os.environ and args.max_hours is None and args.max_steps < 0:
+        logger.warning(
+            "a job of HF Jobs is killed at its timeout: give --max_hours, an hour below `hf jobs run --timeout`"
+        )
     folder, expected = Path(args.output_dir), fixed_settings(args)
     repo = open_repo(args)
     pin_revisions(args, repo)

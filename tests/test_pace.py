@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from recipe.cli import main
-from recipe.pace import MS_PER_IMAGE, START_HOURS, Pace, computed_rate, cost_table, pace_in_words
+from recipe.pace import MS_PER_IMAGE, Pace, computed_rate, pace_in_words
 from recipe.record import RunRecord
 from recipe.training import logs as tracking
 
@@ -41,14 +41,6 @@ def test_the_name_of_a_gpu_is_not_taken_for_that_of_its_neighbour():
     assert computed_rate("1 x NVIDIA A10, 22 GiB") is None  # faster than its variant A10G
 
 
-def test_costs_are_listed_cheapest_first_with_the_start_of_the_job_and_without_unknown_machines():
-    machines = {"slow": ("1 x A10G", 1.0), "cheap": ("1 x L4", 0.1), "fast": ("1 x H100", 9.0), "cpu": ("CPU", 0.01)}
-    lines = cost_table(PACE, machines).splitlines()
-    assert [line.split()[0] for line in lines] == ["cheap", "slow", "fast"]
-    hours = 5.5 * 213 / 257 + START_HOURS
-    assert lines[1].split()[-4:] == [f"{hours:.1f}", "h", "$", f"{hours:.2f}"]
-
-
 def test_what_is_printed_says_that_elsewhere_is_an_estimate_and_from_what():
     words = pace_in_words(PACE, "python jobs/launch.py --flavor a10g-large")
     assert "2.00 images/s on 1 x NVIDIA RTX 4000 SFF" in words
@@ -56,14 +48,6 @@ def test_what_is_printed_says_that_elsewhere_is_an_estimate_and_from_what():
     assert "about 4.6 h on a10g-large, an estimate by the images/s computed for both (4.7 / 3.9)" in words
     assert words.endswith("python jobs/launch.py --flavor a10g-large")
     assert "a10g-large" not in pace_in_words(Pace(2.0, "CPU (2 cores)", 1, 1, 1), "a10g-large")
-
-
-def test_the_command_for_a_job_names_no_folder_of_this_machine(tmp_path):
-    """The launcher refuses one, as no job could see it."""
-    flags = f"--pace-from {tmp_path} -- --data {tmp_path} --backbone=facebook/dinov3 --detr-init={tmp_path} --seed 1"
-    words = pace_in_words(PACE, f"python jobs/launch.py {flags}")
-    there = "--data USER/NAME --backbone facebook/dinov3 --detr-init USER/NAME --seed 1"
-    assert words.endswith(f"python jobs/launch.py --pace-from {tmp_path} -- {there}")
 
 
 def test_warm_up_evaluations_and_checkpoints_are_not_counted(monkeypatch, tmp_path):

@@ -36,6 +36,20 @@ def test_a_run_killed_before_its_first_step_is_resumed(tiny_flags, tmp_path, mon
             main(command)
 
 
+@pytest.mark.parametrize(
+    ("extra", "warned"), [([], True), (["--max_hours", "1"], False), (["--max_steps", "9"], False)]
+)
+def test_a_job_that_was_started_by_hand_is_warned_of_its_timeout(
+    tiny_flags, tmp_path, monkeypatch, caplog, extra, warned
+):
+    """Where none is given the Hub kills it after 30 minutes."""
+    monkeypatch.setenv("JOB_ID", "1")
+    monkeypatch.setattr("recipe.train.open_repo", killed)
+    with pytest.raises(Killed):
+        main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run"), *extra])
+    assert ("give --max_hours" in caplog.text) == warned
+
+
 def test_a_sample_that_was_half_drawn_is_drawn_again(tmp_path, monkeypatch):
     monkeypatch.setattr("data_prep.sample.make_sample", lambda folder, *_: make_yolo(folder))
     (tmp_path / "run-data" / "yolo" / "train" / "images").mkdir(parents=True)  # and no data.yaml: that comes last
