@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
+
 import pytest
 from conftest import TINY
 
 from recipe.arguments import parse
 from recipe.cli import main
-from recipe.record import RunRecord, without_tokens
+from recipe.record import RunRecord, read_log, without_tokens
 from recipe.schema import UserError
 from recipe.training.run import check_run_folder, fixed_settings, lock_run_folder
 
@@ -103,3 +109,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, packed, tmp_pat
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert all(word in errors[0] for word in words), errors[0]
+
+
+def test_a_second_training_in_the_same_folder_is_refused_in_one_line_that_names_the_first(packed, tmp_path, capfd):
+    """Two real processes; the first one's loader and lock are as in any run."""
+    flags = ["train", "--data", str(packed), *TINY, "--num_train_epochs", "500", "--output_dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "recipe.cli", *flags]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.DEVNULL) as first:
+        try:
+            while not read_log(tmp_path / "run"):
+                assert first.poll() is None
+                time.sleep(0.05)
+            capfd.readouterr()
+            assert main(flags) == 2
+            (said,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+            assert f"process {first.pid} on {socket.gethostname()} trains there" in said
+            assert first.poll() is None
+        finally:
+            first.kill()
+    lock_run_folder(tmp_path / "run").close()  # whoever was killed owns nothing
