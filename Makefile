@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 # Bytecode is compiled at the install: importing transformers uncompiled takes two to three times as long.
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
-.PHONY: help setup pilot test check format lock image image-test clean
+.PHONY: help setup pilot test fuzz check audit format lock image image-test clean
 help:          ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 14
 
@@ -43,10 +43,16 @@ pilot: setup   ## Phase A on the built-in sample: 10 + 10 images, 1 epoch, CPU o
 test: setup    ## all tests
 	@.venv/bin/python -m pytest -n 2 --dist loadfile
 
+fuzz: setup    ## files, flags and kills by the thousand, seeded; one table, minutes
+	@.venv/bin/python tests/fuzz.py
+
 check: setup   ## format, lint and types
 	@.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+audit: setup   ## licences of the lock, known vulnerabilities, outputs/sbom.json; offline
+	@.venv/bin/python tests/audit.py
 
 format: setup  ## format, and mend what the linter can
 	@.venv/bin/ruff format .

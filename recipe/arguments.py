@@ -9,6 +9,7 @@ What transformers allows and this recipe does not honour is refused here, before
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -116,7 +117,7 @@ def parse(argv: Sequence[str], *, on_gpu: bool | None = None) -> Arguments:
         own |= PILOT_CPU
     try:
         return Arguments(**vars(values) | own)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{str(error).splitlines()[0]}. {HELP}") from error
 
 
@@ -130,6 +131,9 @@ def closest(flag: str, known: dict[str, Any]) -> str:
 
 def check(values: Namespace, parser: ArgumentParser) -> None:
     """Refuse what transformers allows and this recipe does not honour; fill in what follows from other flags."""
+    for name, value in vars(values).items():
+        if isinstance(value, float) and not math.isfinite(value) and name not in RANGES:
+            raise UserError(f"--{name} {value}: give a number. {HELP}")
     for name, instead in REFUSED.items():
         if (value := getattr(values, name)) != parser.get_default(name):
             raise UserError(f"--{name} {value}: not in this recipe, leave it out; {instead}")

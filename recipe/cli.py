@@ -133,13 +133,17 @@ def _checkpoint(command: argparse.ArgumentParser, run: str) -> None:
     command.set_defaults(run=run)
 
 
+# What safetensors and torch.save say of a full disk, and of one (or a `ulimit -f`) that takes no larger file.
+FULL_DISK = ("No space left on device", "File too large", "unexpected pos")
+
+
 def out_of_room(error: Exception) -> str | None:
     """What an error, or one that led to it, says of a full disk; the libraries wrap it or have words of their own."""
     from recipe.hub import causes
 
     for cause in causes(error):
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(words in str(cause) for words in ("No space left on device", "unexpected pos")):
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or any(words in str(cause) for words in FULL_DISK):
             return " ".join(str(cause).split())[:200]
     return None
 

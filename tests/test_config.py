@@ -110,6 +110,8 @@ def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_2(flags, words,
         (["--dataloader_num_workers", "100000"], ["--dataloader_num_workers 100000"]),
         (["--report_to", "wandb"], ["--report_to wandb", "not installed"]),
         (["--save_strategy", "best"], ["--save_strategy best", "epoch or steps"]),
+        (["--eval_steps", "nan"], ["--eval_steps nan"]),
+        (["--accelerator_config", "nowhere.json"], ["nowhere.json"]),
     ],
 )
 def test_a_wrong_flag_of_transformers_is_refused_with_a_suggestion(flags, words):

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import packed as rows
 import pytest
 import torch
 from conftest import TINY
 from loopback.hub import LoopbackHub
+from small_detector import save, small_config
 from transformers import (
     AutoImageProcessor,
     AutoModelForObjectDetection,
@@ -32,7 +34,7 @@ from recipe.config import DEADLINE_EXIT, Config
 from recipe.data.dataset import load_split
 from recipe.model.backbone import BACKBONE_PREFIX, tiny_backbone
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE
-from recipe.model.detector import detector_config
+from recipe.model.detector import build_detector, detector_config
 from recipe.record import read_log
 from recipe.training.checkpoints import checkpoints
 
@@ -315,3 +317,36 @@ def test_no_token_is_in_anything_that_the_run_writes(hub, flags, tmp_path):
             content = path.read_bytes()
             assert TOKEN.encode() not in content, path
             assert secret.encode() not in content, path
+
+
+def test_evaluate_and_predict_take_the_revision_that_is_asked_for(hub, tmp_path):
+    """Two tags with other weights: the truth is what the first one predicts, and the second one does not."""
+    name, api = "alice/two-tags", hub.api(TOKEN)
+    api.create_repo(name)
+    for seed, tag in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        checkpoint = save(build_detector(small_config()), tmp_path / tag)
+        api.upload_folder(repo_id=name, folder_path=checkpoint)
+        api.create_tag(name, tag=tag)
+    image = rows.row(7, 120, 180)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "7.jpg").write_bytes(image["image"]["bytes"])
+
+    def predicted(*flags: str) -> list[dict]:
+        out = tmp_path / "-".join(("predicted", *flags)).replace("/", "-")
+        command = ["predict", *flags, str(tmp_path / "photos"), "--out", str(out), "--threshold", "0"]
+        assert main(command) == 0
+        return json.loads((out / "predictions.json").read_text())
+
+    found = {tag: predicted(name, "--revision", tag) for tag in ("first", "second")}
+    assert found["first"] != found["second"]
+    best = max(found["first"], key=lambda box: box["score"])
+    truth = rows.row(7, 120, 180, [best["bbox"]], [best["category_id"]], image["image"]["bytes"])
+    data = rows.write(tmp_path / "data", [truth], "validation")
+    scores = {}
+    for tag in found:
+        command = ["evaluate", name, "--revision", tag, "--data", str(data), "--workers", "0"]
+        assert main([*command, "--out", str(tmp_path / f"evaluated-{tag}")]) == 0
+        scores[tag] = json.loads((tmp_path / f"evaluated-{tag}" / "report" / "metrics.json").read_text())["map"]
+    assert scores["first"] == pytest.approx(1)
+    assert scores["second"] < 0.9

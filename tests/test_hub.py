@@ -141,3 +141,27 @@ def test_a_branch_gets_its_own_commit_and_main_stays_as_it_is(hub, tmp_path):
     assert again == sent
     send_files(api, NAME, {}, "three", time.monotonic() + 60, revision="state", delete=["x/a.txt", "x/b.txt"])
     assert "x/a.txt" not in hub.repo(NAME).snapshot("state")["files"]
+
+
+def test_the_pauses_between_attempts_grow_to_a_minute_and_are_as_long_as_the_server_asks(monkeypatch):
+    pauses, now = [], [0.0]
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        now[0] += seconds
+
+    def away():
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(recipe_hub.time, "sleep", sleep)
+    monkeypatch.setattr(recipe_hub.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(recipe_hub.random, "uniform", lambda least, most: most)
+    with pytest.raises(ConnectionError):
+        with_retries("asking", away, 600.0)
+    assert pauses[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert sum(pauses) <= 600
+    pauses.clear()
+    monkeypatch.setattr(recipe_hub, "asked_pause", lambda error: 100.0)
+    with pytest.raises(ConnectionError):
+        with_retries("asking", away, now[0] + 350)
+    assert pauses == [100, 100, 100]

@@ -94,7 +94,13 @@ def test_ctrl_c_is_one_line(tiny_flags, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device", "a"), RuntimeError("unexpected pos 704 vs 5")]
+    "error",
+    [
+        OSError(28, "No space left on device", "a"),
+        OSError(27, "File too large", "a"),
+        RuntimeError("I/O error: File too large (os error 27)"),  # safetensors
+        RuntimeError("unexpected pos 704 vs 5"),
+    ],
 )
 def test_a_full_disk_is_one_line(error, tiny_flags, tmp_path, monkeypatch, capsys):
     def full(*_args):

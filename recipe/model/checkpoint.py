@@ -105,6 +105,7 @@ def save_detector(model: Detector, folder: Path, backbone_file: Path) -> None:
 def write_backbone(model: Detector, path: Path) -> None:
     """Write the backbone's shard once per run, from the fp32 weights as they were loaded."""
     state = model.state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write_tensors({name: state[name] for name in state if name.startswith(BACKBONE_PREFIX)}, path)
 
 

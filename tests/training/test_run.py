@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import TINY
 
 from recipe.arguments import parse
 from recipe.cli import main
-from recipe.record import RunRecord, without_tokens
+from recipe.record import RunRecord, read_log, without_tokens
 from recipe.schema import UserError
-from recipe.training.checkpoints import SEAL, damage, seal
 from recipe.training.run import check_run_folder, fixed_settings, lock_run_folder
 
 DATASET = {"manifest": "abc"}
@@ -110,40 +111,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, packed, tmp_pat
     assert all(word in errors[0] for word in words), errors[0]
 
 
-OWNER = """
-import sys, time
-from pathlib import Path
-from recipe.training.checkpoints import SEAL, damage, seal
-from recipe.training.run import lock_run_folder
-lock = lock_run_folder(Path(sys.argv[1]))
-print("mine", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_folder_is_one_process_s_alone(tmp_path):
-    """Two trainings in one folder both ended with 0 and wrong weights; a killed one leaves no lock behind."""
-    command = [sys.executable, "-c", OWNER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.getcwd()}) as owner:
-        assert owner.stdout.readline() == b"mine\n"
-        with pytest.raises(UserError, match=f"process {owner.pid} on .* trains there"):
-            lock_run_folder(tmp_path)
-        owner.kill()
-    lock_run_folder(tmp_path).close()
-
-
-def test_a_damaged_checkpoint_is_told_whatever_was_damaged(tmp_path):
-    folder = tmp_path / "checkpoint-1"
-    folder.mkdir()
-    for name in ("config.json", "optimizer.pt", "trainer_state.json"):
-        (folder / name).write_bytes(name.encode() * 100)
-    assert damage(folder) == "its writing was interrupted"
-    seal(folder)
-    assert damage(folder) is None
-    for name in ("config.json", "optimizer.pt", "trainer_state.json", SEAL):
-        content = (folder / name).read_bytes()
-        for broken in (b"", content[: len(content) // 2], bytes(len(content)), None):
-            (folder / name).unlink() if broken is None else (folder / name).write_bytes(broken)
-            assert damage(folder), (name, broken)
-        (folder / name).write_bytes(content)
-    assert damage(folder) is None
+def test_a_second_training_in_the_same_folder_is_refused_in_one_line_that_names_the_first(packed, tmp_path, capfd):
+    """Two real processes; the first one's loader and lock are as in any run."""
+    flags = ["train", "--data", str(packed), *TINY, "--num_train_epochs", "500", "--output_dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "recipe.cli", *flags]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.DEVNULL) as first:
+        try:
+            while not read_log(tmp_path / "run"):
+                assert first.poll() is None
+                time.sleep(0.05)
+            capfd.readouterr()
+            assert main(flags) == 2
+            (said,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+            assert f"process {first.pid} on {socket.gethostname()} trains there" in said
+            assert first.poll() is None
+        finally:
+            first.kill()
+    lock_run_folder(tmp_path / "run").close()  # whoever was killed owns nothing
