@@ -22,7 +22,8 @@ if [[ $dry ]]; then
     step=(--rounds 2) sides=(plan ours) batches="1 2" memories="20" images=40 evaluated=8 steps=4
     ceilings=(--tokens 64) backbone=tiny edges=(--shortest_edge 64 --longest_edge 96)
 else
-    step=(--size large --edges 960 1536 --device cuda) sides=(plan ours compiled) batches="1 2 4 8 16" memories="20 24" images=1000 evaluated=500
+    step=(--size large --edges 960 1536 --device cuda) sides=(plan ours compiled)
+    batches="1 2 4 8 16" memories="20 24" images=1000 evaluated=500
     ceilings=(--device cuda) backbone=$out/backbone edges=() steps=200
 fi
 

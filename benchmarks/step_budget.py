@@ -5,9 +5,9 @@ python benchmarks/step_budget.py
 Three sides: this recipe; the literal plan (stock `DetrForObjectDetection`, a canvas of 960x1536 with its mask, fp32
 weights under autocast, stock loss); version 0.1 (the same canvas and the stock DETR layers, but DINOv3's stock layers
 in bf16, one map kept, and the loss of this recipe). The forward runs on fake CUDA tensors in a batch of two: shapes
-and dtypes are those of a GPU, and nothing is computed. Attention counts as one kernel, as it runs, and backward as twice
-the forward. Host reads are counted in a step of a tiny detector on the CPU. Hours follow from `CARDS`, which is stated
-and not measured.
+and dtypes are those of a GPU, and nothing is computed. Attention counts as one kernel, as it runs; backward as twice
+the forward. Host reads are counted in a step of a tiny detector on the CPU. Hours follow from `CARDS`: stated rates,
+not measured ones.
 """
 
 from __future__ import annotations
