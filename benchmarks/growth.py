@@ -40,12 +40,13 @@ def pack(root: Path, images: int) -> Callable[[], object]:
 
 def load(root: Path, images: int) -> Callable[[], object]:
     from recipe.config import Config
+    from recipe.data.augment import build_augmentation
     from recipe.data.dataset import CrowdDataset, load_split
     from recipe.data.geometry import Geometry
 
     def epoch() -> None:
         source, annotations, _ = load_split(str(root / "packed"), "train")
-        dataset = CrowdDataset(source, annotations, Geometry(), Config(data="-"), seed=1)
+        dataset = CrowdDataset(source, annotations, Geometry(), build_augmentation(Config(data="-")), seed=1)
         for index in range(len(dataset)):
             dataset[(1, index)]
 

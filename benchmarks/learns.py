@@ -1,9 +1,10 @@
 """Does it learn? The same 8 images, once from DETR's initialisation and once from transformers' own.
 
-    python benchmarks/learns.py --out outputs/learns [--steps 300] [--long_steps 3000]
+    python benchmarks/learns.py --out outputs/learns [--steps 300] [--long_steps 1000]
 
-Prints the loss per decoder layer of both sides, draws the two curves into OUT/learns.png, then trains on and evaluates
-the 8 images with `recipe evaluate`.
+Prints the loss per decoder layer of both sides and draws the two curves into OUT/learns.png. Then it trains by
+`recipe train`, evaluates the 8 images by `recipe evaluate`, and again by transformers' plain pipeline, one image at
+a time: goal map_50 above 0.5, and the same map within 0.01.
 """
 
 from __future__ import annotations
@@ -14,41 +15,45 @@ import time
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
-from transformers import DetrForObjectDetection, set_seed
+from PIL import Image
+from transformers import DetrForObjectDetection, pipeline, set_seed
 
 from data_prep.sample import make_sample
 from data_prep.shards import pack
 from recipe.cli import main as recipe
-from recipe.config import parse_train
-from recipe.data.batches import collate, normalise
+from recipe.config import Config
+from recipe.data.batches import SizeBatchSampler, collate, normalise
 from recipe.data.dataset import CrowdDataset, load_split
 from recipe.data.geometry import Geometry
-from recipe.model.detector import build_model, freeze
+from recipe.evaluation.metrics import DetectionMetrics
+from recipe.model.backbone import BACKBONE_PREFIX
+from recipe.model.detector import Detector, build_detector, build_processor, freeze
+from recipe.model.loss import count_items
 from recipe.record import read_log
+from recipe.schema import CLASS_NAMES
 from recipe.train import class_prior
 
-SIZE = (160, 256)
 # The pilot's detector at half its width and 50 queries: small enough for minutes on a CPU.
-FLAGS = ["--preset", "pilot", "--max_train_images", "8", "--d_model", "128", "--encoder_layers", "3"]
-FLAGS += ["--num_queries", "50", "--dropout", "0", "--shortest_edge", str(SIZE[0]), "--longest_edge", str(SIZE[1])]
+SETTINGS = {"d_model": 128, "encoder_layers": 3, "num_queries": 50, "dropout": 0.0, "backbone": "tiny"}
+SETTINGS |= {"detr_init": "none", "shortest_edge": 160, "longest_edge": 256, "max_train_images": 8, "preset": "pilot"}
 
 
 def overfit(data: str, initialisation: str, steps: int) -> list[float]:
     """Loss per decoder layer at each step: all 8 images in every step, no augmentation, no dropout."""
-    config, _ = parse_train(FLAGS)
+    config = Config(**SETTINGS)
     source, annotations, _ = load_split(data, "train")
-    dataset = CrowdDataset(source, annotations, Geometry(*SIZE))
-    samples = [dataset[index] for index in range(len(dataset))]
-    canvases = sorted({sample["canvas"] for sample in samples})  # batches of one orientation
-    batches = [normalise(collate([sample for sample in samples if sample["canvas"] == c])) for c in canvases]
+    dataset = CrowdDataset(source, annotations, Geometry(config.shortest_edge, config.longest_edge))
     set_seed(0)
-    model = build_model(config, class_prior(annotations, config.num_queries))
+    model = build_detector(config, class_prior(annotations, config.num_queries))
     if initialisation == "stock":
-        stock = DetrForObjectDetection(model.config)
-        stock.model.backbone.load_state_dict(model.model.backbone.state_dict())
-        model = stock
-    model = freeze(model).train()
+        start_as_stock(model)
+    freeze(model).train()
+    processor = build_processor(config, model.config.backbone_config)
+    batches = [collate([dataset[key] for key in batch]) for batch in SizeBatchSampler(dataset, 8, shuffle=False)]
+    batches = [normalise(batch, processor.image_mean, processor.image_std) for batch in batches]
+    items = count_items(batches, config.num_queries)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1e-4, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -58,7 +63,7 @@ def overfit(data: str, initialisation: str, steps: int) -> list[float]:
     for _ in range(steps):
         total = 0.0
         for batch in batches:
-            loss = model(**batch).loss * len(batch["labels"]) / len(samples)
+            loss = model(**batch, num_items_in_batch=items).loss
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(trained, 0.1)
@@ -67,6 +72,12 @@ def overfit(data: str, initialisation: str, steps: int) -> list[float]:
         optimizer.zero_grad()
         losses.append(total / config.decoder_layers)
     return losses
+
+
+def start_as_stock(model: Detector) -> None:
+    """Give the trained part the initialisation of transformers' own class; all else stays ours."""
+    weights = DetrForObjectDetection(model.config).state_dict()
+    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(BACKBONE_PREFIX)}, strict=False)
 
 
 def keep_easiest(yolo: Path, count: int) -> None:
@@ -105,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--long_steps", type=int, default=3000)
+    parser.add_argument("--long_steps", type=int, default=1000)
     options = parser.parse_args()
     data = options.out / "packed"
     if not data.exists():
@@ -125,17 +136,39 @@ def main() -> None:
 
 
 def long_run(data: Path, folder: Path, steps: int) -> None:
-    """The command line's own training, long enough to overfit, and its own evaluation."""
-    flags = [*FLAGS, "--data", str(data), "--output_dir", str(folder), "--augment", "false"]
+    """The command line's own training, long enough to overfit, and its own evaluation beside the plain pipeline's."""
+    flags = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+    flags += ["--data", str(data), "--output_dir", str(folder), "--augment", "false", "--report_to", "none"]
     flags += ["--max_steps", str(steps), "--per_device_train_batch_size", "8", "--learning_rate", "1e-3"]
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    flags += ["--report_to", "none", "--logging_steps", "50", "--lr_scheduler_type", "cosine", "--shown_images", "0"]
-    flags += ["--gradient_accumulation_steps", "2", "--adam_beta2", "0.99", "--warmup_steps", "20"]
+    flags += ["--logging_steps", "50", "--lr_scheduler_type", "cosine", "--shown_images", "0"]
+    flags += ["--adam_beta2", "0.99", "--warmup_steps", "20"]
+    flags += ["--gradient_accumulation_steps", "8"]  # an epoch is less: all 8 images in each step
     recipe(["train", *flags])
     recipe(["evaluate", str(folder), "--data", str(data), "--split", "train", "--out", str(folder / "on-train")])
     found = json.loads((folder / "on-train" / "report" / "metrics.json").read_text())
     last = [row["loss"] for row in read_log(folder) if "loss" in row][-1]
     print(f"after {steps} steps: loss {last / 6:.2f} per layer, map_50 {found['map_50']:.3f}, map {found['map']:.3f}")
+    plain = through_the_pipeline(data, folder)
+    difference = abs(plain["map"] - found["map"])
+    print(f"by the plain pipeline: map_50 {plain['map_50']:.3f}, map {plain['map']:.3f}; difference {difference:.4f}")
+
+
+def through_the_pipeline(data: Path, folder: Path) -> dict[str, float]:
+    """The numbers of what `pipeline("object-detection")` finds, one photograph at a time."""
+    source, annotations, _ = load_split(str(data), "train")
+    dataset = CrowdDataset(source, annotations, Geometry())
+    metrics, detect = DetectionMetrics(), pipeline("object-detection", model=str(folder))
+    for index, image_id in enumerate(annotations.image_id.tolist()):
+        found = detect(Image.fromarray(dataset.photograph(index)), threshold=0.0)
+        metrics.update(
+            image_id,
+            pred_xyxy=np.array([list(each["box"].values()) for each in found], np.float32).reshape(-1, 4),
+            scores=np.array([each["score"] for each in found]),
+            labels=np.array([CLASS_NAMES.index(each["label"]) for each in found], int),
+            **annotations.targets(index),
+        )
+    return metrics.compute()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from conftest import TINY, make_yolo  # noqa: E402
 from loopback.hub import LoopbackHub  # noqa: E402
 
 from data_prep.shards import pack  # noqa: E402
-from recipe.model.checkpoint import SHARDS  # noqa: E402
+from recipe.model.checkpoint import DETECTOR_FILE  # noqa: E402
 from recipe.record import read_log  # noqa: E402
 
 
@@ -90,7 +90,7 @@ def main() -> int:
             code = final.process.wait()
             ours, theirs = (hub.repo(f"alice/{name}") for name in ("lost", "whole"))
             revisions = [*sorted(theirs.state["tags"]), "main"]
-            same = [ours.read(SHARDS[False], name) == theirs.read(SHARDS[False], name) for name in revisions]
+            same = [ours.read(DETECTOR_FILE, name) == theirs.read(DETECTOR_FILE, name) for name in revisions]
             commits = [[commit["title"] for commit in repo.history("main")] for repo in (ours, theirs)]
             print(f"\nthe last machine ended with exit code {code}")
             print(f"same weights at {', '.join(revisions)}: {same}")

@@ -2,8 +2,8 @@
 
 python benchmarks/startup.py
 
-Once as the pilot, once with a random backbone of ViT-L's size in fp32 (1.2 GB, read from the page cache), where the
-canvas is 64 x 96: without a GPU a step on the full canvas would hide what is measured. Goals: 0.3 s, and 25 s.
+Once as the pilot, once with a random backbone of ViT-L's size in fp32 (1.2 GB, read from the page cache), with images
+of 64 x 96: without a GPU a step at full size would hide what is measured. Goals: 0.3 s, and 25 s.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make_inputs(folder: Path) -> None:
 
     from data_prep.sample import make_sample
     from data_prep.shards import pack
-    from recipe.model.detector import large_backbone
+    from recipe.model.backbone import large_backbone
 
     make_sample(folder / "yolo", train=2, val=2, seed=0)
     pack(folder / "yolo", folder / "packed")
