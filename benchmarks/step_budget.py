@@ -34,7 +34,8 @@ from recipe.config import Config
 from recipe.data.batches import normalise
 from recipe.data.geometry import Geometry
 from recipe.model.backbone import FrozenBackbone, large_backbone, tiny_backbone
-from recipe.model.detector import Detector, detr_config
+from recipe.model.detector import detector_config
+from recipe.model.detr import Detr
 from recipe.model.loss import detection_loss
 
 CANVAS = (960, 1536)
@@ -154,9 +155,9 @@ def build(side: str, config: Config, backbone_config: Any, frozen_dtype: torch.d
     kind = {"ours": FrozenBackbone, "plan": DINOv3ViTBackbone, "0.1": StockLayers}[side]
     backbone = kind(backbone_config).requires_grad_(False)
     torch.set_default_dtype(torch.float32)
-    detr = detr_config(config, backbone_config)
+    detr = detector_config(config, backbone_config)
     if side == "ours":
-        return Detector(detr, backbone).train()
+        return Detr(detr, backbone).train()
     detr.auxiliary_loss = True
     detr.backbone_config = type(backbone_config)(hidden_size=backbone_config.hidden_size, num_hidden_layers=1)
     detr.backbone_config.num_attention_heads = backbone_config.num_attention_heads

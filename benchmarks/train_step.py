@@ -28,8 +28,8 @@ from recipe.config import Config
 from recipe.data.batches import normalise
 from recipe.data.geometry import Geometry
 from recipe.model.backbone import FrozenBackbone, large_backbone, tiny_backbone
-from recipe.model.detector import Detector, compile_backbone, detr_config, freeze
-from recipe.model.initialisation import initialise
+from recipe.model.detector import detector_config, freeze, initialise
+from recipe.model.detr import Detr
 
 SIZES = {"tiny": tiny_backbone, "large": large_backbone}
 SHAPES = {"16:9": (1080, 1920), "3:2": (1000, 1500), "4:3": (1200, 1600), "1:1": (1200, 1200)}
@@ -59,17 +59,17 @@ def on_canvas(inputs: dict[str, Any], canvas: tuple[int, int]) -> dict[str, Any]
 
 def build(side: str, options: argparse.Namespace) -> DetrForObjectDetection:
     backbone = SIZES[options.size]()
-    detr = detr_config(Config(data="-"), backbone)
+    detr = detector_config(Config(data="-"), backbone)
     if side == "plan":
         detr.auxiliary_loss = True
         model = DetrForObjectDetection(detr)
         model.model.freeze_backbone()
         return model
-    model = Detector(detr, FrozenBackbone(backbone))
-    initialise(model)
+    model = Detr(detr, FrozenBackbone(backbone))
+    initialise(model, None)
     freeze(model, torch.bfloat16 if options.device == "cuda" else torch.float32)
     if side == "compiled":
-        compile_backbone(model)
+        model.model.backbone.model.compile_layers()
     return model
 
 

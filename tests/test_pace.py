@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from recipe.cli import main
@@ -48,27 +46,6 @@ def test_what_is_printed_says_that_elsewhere_is_an_estimate_and_from_what():
     assert "about 4.6 h on a10g-large, an estimate by the images/s computed for both (4.7 / 3.9)" in words
     assert words.endswith("python jobs/launch.py --flavor a10g-large")
     assert "a10g-large" not in pace_in_words(Pace(2.0, "CPU (2 cores)", 1, 1, 1), "a10g-large")
-
-
-def test_warm_up_evaluations_and_checkpoints_are_not_counted(monkeypatch, tmp_path):
-    clock = [0.0]
-    monkeypatch.setattr(tracking.time, "perf_counter", lambda: clock[0])
-    RunRecord("run", "1", "2026", settings={}, fixed_settings={}, dataset={}).write(tmp_path)
-    log = tracking.PaceLog(train_images=3600, validation_images=360, command="")
-    args = SimpleNamespace(
-        per_device_train_batch_size=2, gradient_accumulation_steps=4, world_size=1, output_dir=str(tmp_path)
-    )
-    args.metric_for_best_model = "eval_map"
-    state = SimpleNamespace(is_world_process_zero=True, max_steps=4500, global_step=20)
-    for step in range(1, 51):
-        clock[0] += 30.0 if step <= 10 else 4.0  # kernels are chosen
-        if step == 20:
-            clock[0] += 1000.0
-            log.on_evaluate(args, state, None, metrics={})
-        log.on_step_end(args, state, None, train_dataloader=range(1799))
-    pace = Pace.read(RunRecord.read(tmp_path).pace)
-    assert pace.images_per_second == pytest.approx(2.0)
-    assert (pace.train_images, pace.validation_images, pace.epochs) == (3600, 360, 10)
 
 
 @pytest.mark.parametrize(("flags", "epochs"), [(("--num_train_epochs", "1"), 1), (("--max_steps", "3"), 0.75)])

@@ -330,7 +330,10 @@ def test_a_model_repo_with_a_run_of_other_settings_is_refused(hub, capsys, flag,
     settings = fixed_settings(parse([*TRAIN, f"--{flag}", value], on_gpu=True)) | {"processes": 1, "bf16": False}
     record = {"identity": settings, "training": {}, "config": {}, "dataset": {}} | {"run_name": "run", "run_id": "1"}
     record |= {"started": "2026"}
-    files = {"last-checkpoint/run.json": json.dumps(record), "last-checkpoint/trainer_state.json": "{}"}
+    files = {
+        "last-checkpoint/run.json": json.dumps(record),
+        "last-checkpoint/trainer_state.json": '{"global_step": 4}',
+    }
     publish(hub.api("hf_alice"), "alice/detector", files)
     assert re.search(rf"other settings: {flag} was {value}, now \S+\. Give", refused(hub, capsys))
     assert start("--dry-run", train=[*TRAIN, f"--{flag}", value]) == 0
