@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 # Bytecode is compiled at the install: importing transformers uncompiled takes two to three times as long.
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
-.PHONY: help setup pilot test fuzz check audit format lock image image-test clean
+.PHONY: help setup pilot test quick fuzz check audit format lock image image-test clean
 help:          ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 14
 
@@ -42,6 +42,11 @@ pilot: setup   ## Phase A on the built-in sample: 10 + 10 images, 1 epoch, CPU o
 
 test: setup    ## all tests
 	@.venv/bin/python -m pytest -n 2 --dist loadfile
+
+QUICK := test_house.py test_config.py evaluation model/test_loss.py data/test_geometry.py data/test_annotations.py \
+	data/test_augment.py data_prep/test_folder.py data_prep/test_yolo.py prediction/test_tiles.py report/test_advice.py
+quick: setup   ## the tests that take under a minute together
+	@.venv/bin/python -m pytest -n 2 -q $(addprefix tests/,$(QUICK))
 
 fuzz: setup    ## files, flags and kills by the thousand, seeded; one table, minutes
 	@.venv/bin/python tests/fuzz.py

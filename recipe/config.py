@@ -40,10 +40,8 @@ class Range(NamedTuple):
         )
 
 
-SHARE = Range(0, 1)
-COUNT = Range(1, 1e9)
-HOURS = Range(0, 1e4, open=True)
-EDGE = Range(32, 4096)
+SHARE, COUNT = Range(0, 1), Range(1, 1e9)
+HOURS, EDGE = Range(0, 1e4, open=True), Range(32, 4096)
 
 
 def _flag(default: Any, text: str, allowed: Range | None = None) -> Any:
