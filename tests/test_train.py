@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -13,8 +14,10 @@ from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.backbone import run_layer
 from recipe.model.checkpoint import DETECTOR_FILE
 from recipe.model.detector import build_detector
+from recipe.record import read_log
 from recipe.schema import UserError
 from recipe.train import freeze_and_save_backbone
+from recipe.training.checkpoints import checkpoints
 from recipe.training.splits import built_in_sample
 from recipe.training.trainer import CrowdTrainer
 
@@ -125,3 +128,33 @@ def test_torch_compile_compiles_the_frozen_layers_and_nothing_else(tmp_path, mon
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="C compiler"):
         freeze_and_save_backbone(model, args, tmp_path)
+
+
+def test_epochs_are_compared_on_a_part_and_the_last_is_evaluated_on_all(tiny_flags, tmp_path):
+    """Fails if the best is chosen among numbers of different images, or the report is of the part."""
+    command = ["train", *tiny_flags, "--eval_images", "2", "--output_dir", str(tmp_path / "run")]
+    assert main(command) == 0
+    rows = read_log(tmp_path / "run")
+    assert len([row for row in rows if "eval_map" in row]) == 2
+    assert len([row for row in rows if "eval_all_map" in row]) == 1
+    found = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())
+    assert found["details"]["images"] == 4
+
+
+def test_a_run_from_another_one_at_learning_rate_0_has_its_numbers(tiny_flags, tmp_path):
+    """Every tensor of the detector comes along: a COCO start of one's own run lost the head row and the bias."""
+    command = ["train", *tiny_flags, "--num_train_epochs", "1", "--output_dir"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    again = ["--init_from", str(tmp_path / "one"), "--learning_rate", "0", "--weight_decay", "0"]
+    assert main([*command, str(tmp_path / "two"), *again]) == 0
+    losses = [[row["eval_loss"] for row in read_log(tmp_path / run) if "eval_loss" in row] for run in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_run_that_no_longer_gets_better_stops(tiny_flags, tmp_path, monkeypatch):
+    scores = iter([0.7, 0.2, 0.1, 0.05, 0.01])
+    compute = DetectionMetrics.compute
+    monkeypatch.setattr(DetectionMetrics, "compute", lambda self: compute(self) | {"map": next(scores, 0.0)})
+    flags = [*tiny_flags, "--num_train_epochs", "5", "--early_stopping_patience", "2"]
+    assert main(["train", *flags, "--output_dir", str(tmp_path / "run")]) == 0
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]

@@ -223,6 +223,17 @@ def read_timm(name: str, revision: str) -> FrozenBackbone:
     return backbone
 
 
+def shallow(backbone: DINOv3ViTConfig) -> DINOv3ViTConfig:
+    """As many layers as maps are read: transformers first draws a random backbone, and ViT-L's takes 8 s or more."""
+    levels = len(backbone.out_indices)
+    return DINOv3ViTConfig(
+        hidden_size=backbone.hidden_size,
+        num_attention_heads=backbone.num_attention_heads,
+        num_hidden_layers=levels,
+        out_indices=list(range(1, levels + 1)),
+    )
+
+
 def tiny_backbone() -> DINOv3ViTConfig:
     """A random DINOv3 for the pilot and the tests: the real architecture, a few thousand times smaller."""
     return DINOv3ViTConfig(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrObjectDetectionOutput
 
-from recipe.model.backbone import FrozenBackbone
+from recipe.model.backbone import FrozenBackbone, shallow
 from recipe.model.loss import Labels, detection_loss
 from recipe.schema import CLASS_NAMES
 
@@ -41,9 +41,10 @@ class DeformableDetr(DeformableDetrForObjectDetection):
     SETTINGS = {"with_box_refine": True, "tie_word_embeddings": False}  # noqa: RUF012
 
     def __init__(self, config: DeformableDetrConfig, backbone: FrozenBackbone | None = None) -> None:
+        frozen, config.backbone_config = config.backbone_config, shallow(config.backbone_config)
         super().__init__(config)
-        width = config.d_model
-        self.model.backbone.model = backbone or FrozenBackbone(config.backbone_config)
+        config.backbone_config, width = frozen, config.d_model
+        self.model.backbone.model = backbone or FrozenBackbone(frozen)
         self.model.reference_points = Linear(width, 2)
         for layer in range(config.decoder_layers):
             self.class_embed[layer] = Linear(width, len(self.LABELS))

@@ -13,7 +13,7 @@ from torch.nn.functional import dropout
 from transformers import DetrConfig, DetrForObjectDetection
 from transformers.models.detr.modeling_detr import DetrEncoderLayer, DetrObjectDetectionOutput
 
-from recipe.model.backbone import FrozenBackbone
+from recipe.model.backbone import FrozenBackbone, shallow
 from recipe.model.loss import Labels, detection_loss
 from recipe.schema import CLASS_NAMES
 
@@ -43,8 +43,10 @@ class Detr(DetrForObjectDetection):
     SETTINGS = {"auxiliary_loss": False}  # noqa: RUF012
 
     def __init__(self, config: DetrConfig, backbone: FrozenBackbone | None = None) -> None:
+        frozen, config.backbone_config = config.backbone_config, shallow(config.backbone_config)
         super().__init__(config)
-        self.model.backbone.model = backbone or FrozenBackbone(config.backbone_config)
+        config.backbone_config = frozen
+        self.model.backbone.model = backbone or FrozenBackbone(frozen)
         self.model.encoder.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 
     def forward(
