@@ -21,11 +21,10 @@ def test_a_micro_step_reads_the_host_twice():
 @pytest.mark.filterwarnings("ignore")
 def test_the_frozen_forward_starts_fewer_kernels_and_no_bias_is_kept():
     """Beside the stock layers at most 0.6 of the kernels, for the same products."""
-    ours, kept = step_budget.count("ours", 192, 320)
-    stock, more = step_budget.count("0.1", 192, 320)
+    ours, _ = step_budget.count("ours", 192, 320)
+    stock, _ = step_budget.count("0.1", 192, 320)
     assert not ours.biases
     assert len(stock.biases) == 6
     assert ours.kernels["frozen"] <= 0.6 * stock.kernels["frozen"]
-    assert ours.linear == stock.linear
-    assert ours.attention == stock.attention
-    assert kept < more
+    assert ours.linear["frozen"] == stock.linear["frozen"]
+    assert ours.attention["frozen"] == stock.attention["frozen"]

@@ -8,7 +8,8 @@ import audit
 import fuzz
 import kills
 import pytest
-from data_prep.labels import Labels
+
+from data_prep.example import Labels
 
 
 @pytest.mark.parametrize(("what", "count"), {"labels": 1000, "images": 100, "yaml": 100, "flags": 25}.items())
