@@ -18,6 +18,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from recipe.schema import UserError
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 30.0  # seconds for one question to a dashboard
+PAUSES = (1, 4, 12)  # seconds, of three tries to send
 SHUTDOWN_TIMEOUT = 20.0  # seconds that the end of a training waits for a dashboard
 GLANCE = ("loss", "eval_map", "eval_map_50", "eval_mr2_person", "eval_mr2_head")  # also in the first section of charts
 # The `trackio` command. A private Space needs the token, which may not stand on a command line, for others to read.
@@ -167,12 +169,16 @@ def sync(options: argparse.Namespace) -> int:
         raise UserError(f"{options.folder}: holds no run of this recipe (no {RUN_FILE})")
     run = TrackioRun(options.folder, options.trackio_space_id)
     try:
-        if new := run.missing():
+        new = left = run.missing()
+        for pause in PAUSES if new else ():
             run.start("allow")
             run.send()
+            time.sleep(pause)  # what is logged and finished before Trackio has begun to listen is lost
             trackio.finish()
-            if left := run.missing():
-                raise ConnectionError(f"{len(left)} rows did not arrive")
+            if not (left := run.missing()):
+                break
+        if left:
+            raise ConnectionError(f"{len(left)} rows did not arrive")
     except Exception as error:  # its clients' errors share no base
         raise UserError(
             f"the dashboard cannot be reached ({first_line(error)}). Give --trackio_space_id USER/SPACE, or set "

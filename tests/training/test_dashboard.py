@@ -161,6 +161,7 @@ def test_what_the_recipe_warns_of_becomes_an_alert(remote, tmp_path):
             logging.getLogger("recipe.training.trainer").error("the loss is not finite")
             logging.getLogger("recipe.training.trainer").info("best model: checkpoint-8")
 
+    train(make_run(tmp_path / "first", "first"), range(1), 0.1)  # makes the server's tables, which takes a moment
     train(make_run(tmp_path / "run"), range(3), 0.1, between)
     with sqlite3.connect(remote.home / "crowd-detr.db") as database:
         found = database.execute("SELECT title, text, level FROM alerts ORDER BY id").fetchall()
@@ -259,6 +260,24 @@ def test_what_has_not_arrived_is_said_with_the_command_that_sends_it(tmp_path, m
 
 
 def test_without_a_server_the_rows_lie_in_trackios_own_database(tmp_path, monkeypatch):
+    """In a process of its own, as a run is: after a loopback Hub in the same one Trackio writes no local rows."""
+    name = "test_without_a_server_the_rows_lie_in_trackios_own_database"
+    if "OWN_PROCESS" not in os.environ:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            f"{__file__}::{name}",
+        ]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")} | {"OWN_PROCESS": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return
     monkeypatch.delenv("TRACKIO_SERVER_URL", raising=False)
     folder = make_run(tmp_path / "run", "local")
     train(folder, range(4))
