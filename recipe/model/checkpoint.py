@@ -135,4 +135,5 @@ def _write_tensors(state: dict[str, Tensor], path: Path) -> None:
     # Copies, as safetensors refuses tensors that lie in one memory: the deformable decoder shares its box heads.
     copies = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in state.items()}
     save_file(copies, partial, {"format": "pt"})
+    partial.chmod(0o644)  # safetensors writes for its own user alone, whoever shares the folder
     partial.replace(path)
