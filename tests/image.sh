@@ -67,10 +67,11 @@ check() {
 	timeout 300 $DOCKER run --rm --network none --entrypoint python "$IMAGE" -W ignore -c "
 import numpy
 from torch.utils.data import DataLoader
-from recipe.data.batches import collate
-sample = dict(canvas=(960, 1536), size=(960, 1536), orig_size=(960, 1536), image_id=0, boxes=numpy.zeros((1, 4)),
-              class_labels=numpy.zeros(1), pixels=numpy.full((960, 1536, 3), 7, numpy.uint8))
-loader = DataLoader([sample] * 64, batch_size=4, num_workers=8, collate_fn=collate)
+from recipe.data.batches import collate, worker_init
+sample = dict(size=(960, 1536), orig_size=(960, 1536), image_id=0, boxes=numpy.zeros((1, 4), numpy.float32),
+              class_labels=numpy.zeros(1, numpy.int64), pixels=numpy.full((960, 1536, 3), 7, numpy.uint8),
+              labelled=numpy.ones(2, bool), ignored=numpy.zeros((0, 4), numpy.float32))
+loader = DataLoader([sample] * 64, batch_size=4, num_workers=8, collate_fn=collate, worker_init_fn=worker_init)
 assert [int(batch['pixel_values'].min()) for batch in loader] == [7] * 16"
 
 	echo "image: no build tools, tests or wheels"
