@@ -139,7 +139,7 @@ class ResumeCheck(TrainerCallback):
         lr_scheduler: Any = None,
         **_: Any,
     ) -> None:
-        if not self.step or args.fp16:  # whose scaler leaves out steps that overflow
+        if not self.step:
             return
         found = state.global_step, lr_scheduler.last_epoch
         if found != (self.step, self.step) or not optimizer.state_dict()["state"]:
