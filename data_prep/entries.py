@@ -21,7 +21,7 @@ from recipe.files import printable
 from recipe.schema import CLASS_NAMES, UserError
 
 Classes = Mapping[int, int | None]  # a class id of the input -> ours, or None where it is dropped
-PixelBox = tuple[float, ...]  # our class, x1, y1, x2, y2, iscrowd
+PixelBox = tuple[float, ...]  # class, x1, y1, x2, y2, iscrowd
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Entry(NamedTuple):
     name: str  # as packed; relative to the split's folder of images
     image: str
     label: str | None
-    boxes: tuple[PixelBox, ...] | None = None  # where one label file describes many images
+    boxes: tuple[PixelBox, ...] | None = None  # of the input's classes, where one file describes many images
     line: int = 0  # of that file
+    size: tuple[int, int] | None = None  # the width and height that it tells
 
 
 def name_of(image: str) -> str:

@@ -60,14 +60,20 @@ def read_example(folder: Folder, entry: Entry) -> Example:
         rule = "unreadable_image"
         data = read_file(folder.root / entry.image, IMAGE_BYTES)
         width, height = image_size(data)
+        rule = "other_size"
+        if entry.size not in (None, (width, height)):  # boxes of a photograph before it was turned, or made smaller
+            raise ValueError(f"{width} x {height} pixels upright, its boxes are for {entry.size}: export them again")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         refusal = Problem(printable(entry.image), 0, rule, "refused", printable(reason))
     if entry.boxes is None:
         labels = read_labels(text, label, folder.classes, width, height, polygons=folder.options.polygons == "boxes")
     else:
-        boxes = np.array(entry.boxes, np.float64).reshape(-1, 6)
-        labels = cut_boxes(boxes, [entry.line] * len(boxes), len(boxes), [], label, width, height)
+        boxes = [(folder.classes[int(box[0])], *box[1:]) for box in entry.boxes]
+        kept = np.array([box for box in boxes if box[0] is not None], np.float64).reshape(-1, 6)
+        dropped = Problem(label, entry.line, "class_dropped", "dropped", "a class that --drop names", 1)
+        problems = [dropped] * (len(boxes) - len(kept))
+        labels = cut_boxes(kept, [entry.line] * len(kept), len(boxes), problems, label, width, height)
     if not refusal:
         return Example(entry, data, width, height, labels)
     also = [problem._replace(boxes=0) for problem in labels.problems if problem.action == "refused"]

@@ -1,29 +1,24 @@
 """List a folder of labelled photographs: `folder = open_folder(DIR)`. Nothing but its lists is read yet.
 
-Knows a YOLO folder (data.yaml, or classes.txt in a flat one) and CrowdHuman's layout.
+A YOLO folder (data.yaml, or classes.txt in a flat one), or annotation files (data_prep.annotated).
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from data_prep.entries import AS_WRITTEN, Entry, Folder, PixelBox, ReadOptions, Split, class_ids, name_of
+from data_prep.annotated import open_annotated
+from data_prep.entries import AS_WRITTEN, Entry, Folder, ReadOptions, Split, class_ids
 from data_prep.yolo import YAML_BYTES, list_split, read_yaml
 from recipe.files import printable, read_file
-from recipe.schema import CLASS_NAMES, SPLITS, UserError
+from recipe.schema import SPLITS, UserError
 
 log = logging.getLogger(__name__)
-
-ODGT_BYTES = 2**31
 
 
 def open_folder(yolo_dir: Path, options: ReadOptions = AS_WRITTEN) -> Folder:
@@ -36,8 +31,7 @@ def open_folder(yolo_dir: Path, options: ReadOptions = AS_WRITTEN) -> Folder:
     if not os.path.isdir(yolo_dir):
         raise UserError(f"there is no folder {yolo_dir}: give the folder that holds data.yaml")
     has_yaml = os.path.lexists(yolo_dir / "data.yaml")
-    is_crowdhuman = not has_yaml and any(yolo_dir.glob("annotation_*.odgt"))
-    folder = _open_crowdhuman(yolo_dir, options) if is_crowdhuman else _open_yolo(yolo_dir, options)
+    folder = (None if has_yaml else open_annotated(yolo_dir, options)) or _open_yolo(yolo_dir, options)
     splits = folder.splits
     if options.val_fraction:
         if "validation" in splits:
@@ -73,7 +67,8 @@ def _open_yolo(yolo_dir: Path, options: ReadOptions) -> Folder:
     else:
         raise UserError(
             f"{yolo_dir} holds no data.yaml: `python -m data_prep sample OUT` writes an example "
-            "(CrowdHuman's annotation_train.odgt and a flat folder with classes.txt are read too)"
+            "(COCO's annotations/instances_train.json, Roboflow's train/_annotations.coco.json, CrowdHuman's "
+            "annotation_train.odgt and a flat folder with classes.txt are read too)"
         )
     root = yolo_dir / str(config.get("path") or "")
     root = root if os.path.isdir(root) else yolo_dir  # `path` often names the machine that made the dataset
@@ -81,40 +76,6 @@ def _open_yolo(yolo_dir: Path, options: ReadOptions) -> Folder:
     wanted = {key: name for key, name in SPLITS.items() if key == "train" or config.get(key)}
     splits = {name: list_split(root, config.get(key), key) for key, name in wanted.items()}
     return Folder(root, classes, splits, options)
-
-
-def _open_crowdhuman(root: Path, options: ReadOptions) -> Folder:
-    """DIR/annotation_train.odgt, annotation_val.odgt and DIR/Images: `fbox` is a person, `hbox` a head.
-
-    Source: Shao et al., CrowdHuman, arXiv:1805.00123. Ignored boxes and masks become iscrowd 1 of their class.
-    """
-    splits = {}
-    for key, name in SPLITS.items():
-        file = f"annotation_{key}.odgt"
-        if not (root / file).exists():
-            continue
-        entries = []
-        try:
-            for number, line in enumerate(read_file(root / file, ODGT_BYTES).splitlines(), 1):
-                row = json.loads(line)
-                image, boxes = f"Images/{row['ID']}.jpg", tuple(_crowdhuman_boxes(row["gtboxes"]))
-                entries.append(Entry(name_of(image), image, file, boxes, number))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = printable(f"{type(error).__name__}: {error}")[:200]
-            raise UserError(f"{root / file} is not as CrowdHuman writes it ({reason}): fetch it again") from error
-        splits[name] = Split(sorted(entries))
-    return Folder(root, dict(enumerate(range(len(CLASS_NAMES)))), splits, options)
-
-
-def _crowdhuman_boxes(found: list[dict[str, Any]]) -> Iterator[PixelBox]:
-    for box in found:
-        for category, key, attributes in ((0, "fbox", "extra"), (1, "hbox", "head_attr")):
-            if category == 0 or key in box:
-                x, y, w, h = map(float, box[key])
-                if not math.isfinite(x + y + w + h):
-                    raise ValueError(f"{key} {box[key]}")
-                ignored = box["tag"] != "person" or box.get(attributes, {}).get("ignore", 0)
-                yield category, x, y, x + w, y + h, int(bool(ignored))
 
 
 def sequence_of(name: str) -> str:

@@ -275,3 +275,146 @@ def test_a_sequence_is_what_precedes_the_trailing_digits():
     assert sequence_of("a/frame_0012.jpg") == "a/frame_"
     assert sequence_of("film/0012.jpg") == "film/"
     assert sequence_of("0012.jpg") == "0012.jpg", "numbered photographs are no film"
+
+
+# --- COCO ----------------------------------------------------------------------------------------------------------
+
+CATEGORIES = [{"id": 0, "name": "crowd-1"}, {"id": 3, "name": "Head"}, {"id": 7, "name": "pedestrian"}]
+MAPPED = ("--map", "pedestrian=person")
+
+
+def coco(path, images_in, boxes_of, **of_box):
+    """An annotation file for images of 100 x 80 pixels: {file name: [(category id, x, y, w, h, iscrowd)]}."""
+    images, annotations = [], []
+    for number, (name, boxes) in enumerate(boxes_of.items(), 10):
+        images.append({"id": number, "file_name": name, "width": 100, "height": 80})
+        (images_in / name).parent.mkdir(parents=True, exist_ok=True)
+        (images_in / name).write_bytes(picture(100, 80, seed=number))
+        for category, *bbox, crowd in boxes:
+            box = {"id": len(annotations), "image_id": number, "category_id": category, "bbox": bbox, "iscrowd": crowd}
+            annotations.append(box | of_box)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES}))
+
+
+BOXES = [(7, 10, 10, 20, 40, 0), (3, 15, 10, 8, 9, 0), (7, 90, 60, 30, 30, 1), (7, 200, 0, 5, 5, 0)]
+
+
+@pytest.mark.parametrize(
+    ("file", "images"),
+    [
+        ("{}/_annotations.coco.json", "{}"),
+        ("annotations/instances_{}.json", "{}"),
+        ("annotations/instances_{}.json", "images/{}"),
+        ("annotations/instances_{}.json", "images"),
+        ("annotations/{}.json", "."),
+    ],
+)
+def test_coco_files_are_read_in_the_layouts_that_people_have(tmp_path, file, images):
+    root = tmp_path / "in"
+    for split, name in (("train2017", "b.jpg"), ("valid", "v.jpg"), ("test", "t.jpg")):
+        boxes_of = {name: BOXES} | ({"cam/a.jpg": []} if split == "train2017" else {})
+        coco(root / file.format(split), root / images.format(split), boxes_of)
+    assert run("pack", root, "--out", tmp_path / "out", *MAPPED) == 0
+    first, second = rows_of(tmp_path / "out")
+    assert [first["image"]["path"], second["image"]["path"]] == ["b.jpg", "cam/a.jpg"]
+    assert first["objects"]["bbox"] == [[10, 10, 20, 40], [15, 10, 8, 9], [90, 60, 10, 20]]
+    assert first["objects"]["category"] == [0, 1, 0]
+    assert first["objects"]["iscrowd"] == [0, 0, 1]
+    assert second["objects"]["bbox"] == []
+    splits = json.loads((tmp_path / "out/manifest.json").read_text())["splits"]
+    assert [(split, counts["boxes_in"], counts["boxes"]) for split, counts in splits.items()] == [
+        ("train", 4, 2),
+        ("validation", 4, 2),
+        ("test", 4, 2),
+    ]
+    assert (splits["train"]["ignored_regions"], splits["train"]["boxes_dropped"]) == (1, 1)
+    problems = (tmp_path / "out/problems.csv").read_text()
+    assert "b.jpg,0,over_border,clipped,by up to 20.00 px" in problems
+    assert "b.jpg,0,outside,dropped," in problems
+
+
+def test_coco_shards_are_the_same_bytes_for_any_order_in_the_file_and_any_workers(tmp_path):
+    root, found = tmp_path / "in", []
+    for workers, names in ((1, "abcd"), (3, "dbca")):
+        coco(root / "train/_annotations.coco.json", root / "train", {f"{name}.jpg": BOXES for name in names})
+        for number, name in enumerate("abcd"):
+            (root / f"train/{name}.jpg").write_bytes(picture(100, 80, seed=number))
+        out = tmp_path / f"out{workers}"
+        assert run("pack", root, "--out", out, *MAPPED, "--val-fraction", "0.3", "--workers", workers) == 0
+        found.append({path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "names the classes pedestrian, head; .*`--map NAME=person`"),
+        (MAPPED, "no validation split: .*`--val-fraction 0.1`"),
+        ((*MAPPED, "--drop", "rider"), "--map or --drop rider: .* names only pedestrian, head"),
+    ],
+)
+def test_a_coco_folder_is_refused_with_the_flag_that_helps(tmp_path, capsys, flags, message):
+    coco(tmp_path / "annotations/instances_default.json", tmp_path / "images", {"a.jpg": BOXES, "b.jpg": BOXES})
+    assert run("inspect", tmp_path, *flags) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    with pytest.raises(UserError, match=message):
+        raise UserError(said)
+
+
+def test_classes_that_coco_names_are_dropped_and_counted(tmp_path):
+    coco(tmp_path / "in/train/_annotations.coco.json", tmp_path / "in/train", {"a.jpg": BOXES, "b.jpg": BOXES[1:2]})
+    flags = ("--drop", "pedestrian", "--val-fraction", "0.5")
+    assert run("pack", tmp_path / "in", "--out", tmp_path / "out", *flags) == 0
+    splits = json.loads((tmp_path / "out/manifest.json").read_text())["splits"].values()
+    assert sum(split["boxes_in"] for split in splits) == 5
+    assert sum(split["head_boxes"] for split in splits) == 2
+    assert sum(split["problems"].get("dropped: class_dropped", 0) for split in splits) == 3
+
+
+def test_boxes_without_an_image_and_images_of_another_size_are_left_out_and_counted(tmp_path):
+    """Tools that turn a photograph by its EXIF data, and those that do not, write boxes for different pixels."""
+    file = tmp_path / "in/train/_annotations.coco.json"
+    coco(file, file.parent, {"a.jpg": BOXES[:1], "b.jpg": BOXES[:2], "c.jpg": BOXES[:1]})
+    coco(tmp_path / "in/valid/_annotations.coco.json", tmp_path / "in/valid", {"v.jpg": []})
+    (file.parent / "b.jpg").write_bytes(picture(80, 100))
+    found = json.loads(file.read_text())
+    del found["images"][2]
+    file.write_text(json.dumps(found))
+    assert run("inspect", tmp_path / "in", *MAPPED) == 1
+    assert run("pack", tmp_path / "in", "--out", tmp_path / "out", *MAPPED, "--on-bad", "skip") == 0
+    counts = json.loads((tmp_path / "out/manifest.json").read_text())["splits"]["train"]
+    assert (counts["images_in"], counts["images"], counts["boxes_in"], counts["boxes"]) == (3, 1, 4, 1)
+    problems = (tmp_path / "out/problems.csv").read_text()
+    assert "train/b.jpg,0,other_size,left out," in problems
+    assert "train/image_id 12,0,unreadable_image,left out," in problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        "[" * 9999,
+        '{"images": [{"id": 1, "file_name": "a.jpg", "width": 1, "height": 1}], "annotations": '
+        '[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]}], "categories": []}',
+        '{"images": [{"id": 1, "file_name": "a.jpg", "width": 1, "height": 1}], "annotations": '
+        '[{"image_id": 1, "category_id": 2, "bbox": [1, 2, NaN, 4]}], "categories": [{"id": 2, "name": "head"}]}',
+    ],
+)
+def test_a_json_that_is_no_coco_file_is_one_line(tmp_path, capsys, text):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/train.json").write_text(text)
+    assert run("inspect", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "train.json is not as COCO writes it" in said
+    assert said.count("\n") == 1
+
+
+def test_two_annotation_files_for_one_split_are_refused(tmp_path, capsys):
+    for name in ("train_a", "train_b"):
+        coco(tmp_path / f"annotations/instances_{name}.json", tmp_path / "images", {"a.jpg": BOXES})
+    assert run("inspect", tmp_path, *MAPPED) == 2
+    assert "two files for train, instances_train_a.json and instances_train_b.json" in capsys.readouterr().err
