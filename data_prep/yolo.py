@@ -14,7 +14,6 @@ import yaml
 
 from data_prep.entries import Entry, Problem, Split, name_of
 from data_prep.example import LABEL_BYTES, label_lines
-from data_prep.files import list_files, suffix
 from recipe.files import printable, read_file
 from recipe.schema import IMAGE_SUFFIXES, UserError
 
@@ -73,24 +72,21 @@ def _add_folder(split: Split, root: Path, images: Path, key: str, name_from_root
         {os.path.normpath(os.path.join(folder, name)) for name in list_files(root / folder)}
         for folder in (images_in, labels_in)
     )
-    found = {file for file in image_files if suffix(file) in IMAGE_SUFFIXES and not _is_hidden(file)}
-    labels = {file for file in label_files if suffix(file) == ".txt" and not _is_hidden(file)}
+    found = {file for file in image_files if suffix(file) in IMAGE_SUFFIXES}
+    labels = {file for file in label_files if suffix(file) == ".txt"}
     for file in found:
         label = _label_of(file)
         name = file if name_from_root else os.path.relpath(file, images_in)
         split.entries.append(Entry(name, file, label if label in labels else None))
     for file in sorted((image_files | label_files) - found - labels):
         split.problems.append(Problem(printable(file), 0, "not_read", "ignored", "hidden, or no image and no label"))
-    for file in sorted(labels - set(map(_label_of, found))):
-        if os.path.basename(file) in NOT_LABELS:
-            continue
-        boxes = 0
+    orphans = labels - set(map(_label_of, found))
+    for file in sorted(file for file in orphans if os.path.basename(file) not in NOT_LABELS):
         try:
             boxes = len(label_lines(read_file(root / file, LABEL_BYTES)))
-            detail = f"{boxes} boxes"
-        except (OSError, ValueError) as error:
-            detail = str(error)
-        split.problems.append(Problem(printable(file), 0, "label_without_image", "ignored", detail, boxes))
+        except (OSError, ValueError):  # no file that holds a box
+            boxes = 0
+        split.problems.append(Problem(printable(file), 0, "label_without_image", "ignored", f"{boxes} boxes", boxes))
 
 
 def _add_list(split: Split, root: Path, path: Path) -> None:
@@ -105,6 +101,33 @@ def _add_list(split: Split, root: Path, path: Path) -> None:
             split.problems.append(Problem(printable(file), 0, "not_read", "ignored", f"listed in {path.name}"))
 
 
+def list_files(folder: Path) -> list[str]:
+    """Relative names of what lies below a folder, sorted, dead links too; linked folders are read once.
+
+    A folder that is not read is listed instead: hidden ones, links that lead back, and those named like a file.
+    """
+    found: list[str] = []
+    start = os.path.realpath(folder)
+    entered, todo = {start}, [""]
+    while todo:
+        base = todo.pop()
+        for name in sorted(os.listdir(os.path.join(folder, base))):
+            path = os.path.join(folder, base, name)
+            like_a_file = name.startswith(".") or suffix(name) in (*IMAGE_SUFFIXES, ".txt")
+            real = "" if like_a_file or not os.path.isdir(path) else os.path.realpath(path)
+            if not real or real in entered or start.startswith(os.path.join(real, "")):
+                found.append(os.path.join(base, name))
+            else:
+                entered.add(real)
+                todo.append(os.path.join(base, name))
+    return sorted(found)
+
+
+def suffix(name: str) -> str:
+    """`.jpg` of `deep/A.JPG`; none of a hidden file."""
+    return "" if os.path.basename(name).startswith(".") else os.path.splitext(name)[1].lower()
+
+
 def _label_of(image: str) -> str:
     """The label file of an image: the last folder `images` becomes `labels`."""
     parts = image.split(os.sep)
@@ -112,7 +135,3 @@ def _label_of(image: str) -> str:
     if "images" in folders:
         parts[len(folders) - 1 - folders.index("images")] = "labels"
     return os.path.splitext(os.sep.join(parts))[0] + ".txt"
-
-
-def _is_hidden(file: str) -> bool:
-    return os.path.basename(file).startswith(".")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.evaluation.matching import IOU_THRESHOLDS, ImageBoxes, match, pairwise_iou
+from recipe.evaluation.matching import IOU_THRESHOLDS, ImageBoxes, match, overlapping
 from recipe.evaluation.ranking import RECALL_POINTS, Ranked
 
 SIZE_EDGES = (0, 8, 16, 32, 96, np.inf)  # square root of the area in pixels; the lower end belongs to the bin
@@ -102,11 +102,13 @@ def name_errors(image: ImageBoxes, thresholds: np.ndarray) -> tuple[np.ndarray, 
     """
     kind, target = np.full(len(image.scores), UNUSED), np.full(len(image.scores), -1)
     kept = np.flatnonzero(image.scores > thresholds[image.labels])
-    iou = pairwise_iou(image.boxes[kept], image.targets, image.crowd)
-    same = image.labels[kept, None] == image.target_labels
-    (hit, ignored), taken = match(iou * same, image.crowd, ~image.crowd[None], IOU_THRESHOLDS[:1])
-    iou[:, image.crowd] = 0
-    best_same, best_other = ((iou * own).max(axis=1, initial=0) for own in (same, ~same))
+    pairs = overlapping(image.boxes[kept], image.targets, image.crowd)
+    same = image.labels[kept][pairs.detection] == image.target_labels[pairs.target]
+    (hit, ignored), taken = match(pairs.where(same), len(kept), image.crowd, ~image.crowd[None], IOU_THRESHOLDS[:1])
+    best_same, best_other = np.zeros((2, len(kept)))  # IoU with a person or head, of its own class and of the others
+    for best, of_class in ((best_same, same), (best_other, ~same)):
+        det, _, iou = pairs.where(of_class & ~image.crowd[pairs.target])
+        np.maximum.at(best, det, iou)
     rules = [hit[0] > 0, ignored[0] > 0, best_same >= 0.5, best_other >= 0.5, best_same >= 0.1]
     kind[kept] = np.select(rules, [HIT, IGNORED, DUPLICATE, WRONG_CLASS, BADLY_PLACED], BACKGROUND)
     target[kept] = np.where(hit[0] > 0, taken, -1)

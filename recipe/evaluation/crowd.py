@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipe.evaluation.matching import ImageBoxes, Matches, match, pairwise_iou
+from recipe.evaluation.matching import ImageBoxes, Matches, Pairs, match, overlapping
 from recipe.evaluation.ranking import Ranked
 
 ABOVE_HALF = np.nextafter(0.5, 1)
@@ -22,16 +22,15 @@ def match_crowd(image: ImageBoxes, num_classes: int) -> tuple[Matches, np.ndarra
     """MR-2's matches (one range, one threshold), and [classes, 10] JI ratios, see jaccard()."""
     crowd, limits = image.crowd, image.size[::-1] * 2
     boxes, targets = np.clip(image.boxes, 0, limits), np.clip(image.targets, 0, limits)
-    iou = pairwise_iou(boxes, targets, crowd) * (image.labels[:, None] == image.target_labels)
-    iou[iou <= 0.5] = 0
-    same = image.target_labels[:, None] == image.target_labels[crowd]
-    hidden = ((pairwise_iou(targets, targets[crowd], crowd[crowd]) > 0.5) & same).any(axis=1)
-    ratios = np.empty((num_classes, len(JI_THRESHOLDS)))
-    for label in range(num_classes):
-        own, real = image.labels == label, (image.target_labels == label) & ~crowd
-        in_region = iou[own][:, crowd].any(axis=1)
-        ratios[label] = jaccard(iou[own][:, real], image.scores[own], in_region, hidden[real])
-    return match(iou, crowd, ~crowd[None], np.array([ABOVE_HALF]))[0], ratios
+    pairs = overlapping(boxes, targets, crowd)
+    pairs = pairs.where((pairs.iou > 0.5) & image.same_class(pairs))
+    hidden = np.zeros(len(targets), bool)
+    if crowd.any():
+        target, region, iou = overlapping(targets, targets[crowd], crowd[crowd])
+        same = image.target_labels[target] == image.target_labels[crowd][region]
+        hidden[target[(iou > 0.5) & same]] = True
+    matches, _ = match(pairs, len(boxes), crowd, ~crowd[None], np.array([ABOVE_HALF]))
+    return matches, jaccard(image, pairs, hidden, np.arange(num_classes))
 
 
 def log_average_miss_rate(ranked: Ranked) -> float:
@@ -52,27 +51,35 @@ def log_average_miss_rate(ranked: Ranked) -> float:
     return float(np.exp(np.log(np.maximum(1 - hits[index] / targets, 1e-10)).mean()))
 
 
-def jaccard(iou: np.ndarray, scores: np.ndarray, in_region: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """JI's ratio in one image and class: matched / (detections + targets - matched) above scores 0.0, 0.1, ... 0.9.
+def jaccard(image: ImageBoxes, pairs: Pairs, hidden: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """JI's ratio of each class: matched / (detections + targets - matched) above scores 0.0, 0.1, ... 0.9.
 
-    The matching is the bipartite one of largest total IoU. What lies by more than half in a crowd region (detections:
-    in_region [N] bool, targets: hidden [M] bool) counts only when matched. `iou` [N, M] is 0 where it is not above
-    0.5. [10] float64, NaN where nothing counts.
+    The matching is the bipartite one of largest total IoU, of the `pairs` of one class above 0.5. What lies by more
+    than half in a crowd region (of the targets: hidden [M] bool) counts only when matched. [classes, 10] float64, NaN
+    where nothing counts.
     """
     from scipy.optimize import linear_sum_assignment
 
-    ratios, near = np.full(len(JI_THRESHOLDS), np.nan), iou.any(axis=1)
-    for i, threshold in enumerate(JI_THRESHOLDS):
-        above = scores > threshold
-        rows = np.flatnonzero(above & near)
-        taken, columns = linear_sum_assignment(iou[rows], maximize=True)
-        real = iou[rows[taken], columns] > 0
-        rows, columns = rows[taken[real]], columns[real]
-        detections = np.count_nonzero(above & ~in_region) + np.count_nonzero(in_region[rows])
-        targets = np.count_nonzero(~hidden) + np.count_nonzero(hidden[columns])
-        if detections + targets:
-            ratios[i] = len(rows) / (detections + targets - len(rows))
-    return ratios
+    above = image.scores > JI_THRESHOLDS[:, None]  # [10, N]
+    in_region = np.zeros(len(image.scores), bool)
+    in_region[pairs.detection[image.crowd[pairs.target]]] = True
+    det, target, iou = pairs.where(~image.crowd[pairs.target])
+    alone = (np.bincount(det)[det] == 1) & (np.bincount(target)[target] == 1)  # [P] nobody else wants either
+    matched, found = np.zeros_like(above), np.zeros((len(above), len(hidden)), bool)  # detections, targets
+    matched[:, det[alone]] = found[:, target[alone]] = above[:, det[alone]]
+    rivals, rivalled = np.unique(det[~alone]), np.unique(target[~alone])
+    wanted = np.zeros((len(rivals), len(rivalled)))  # IoU
+    wanted[np.searchsorted(rivals, det[~alone]), np.searchsorted(rivalled, target[~alone])] = iou[~alone]
+    for i in range(len(above)):
+        kept = np.flatnonzero(above[i, rivals])
+        row, column = linear_sum_assignment(wanted[kept], maximize=True)
+        real = wanted[kept[row], column] > 0
+        matched[i, rivals[kept[row[real]]]] = found[i, rivalled[column[real]]] = True
+    own = np.float64(image.labels[:, None] == classes)  # [N, classes]
+    people = np.float64((image.target_labels[:, None] == classes) & ~image.crowd[:, None])  # [M, classes]
+    hits = matched @ own
+    either = (matched | above & ~in_region) @ own + (found | ~hidden) @ people - hits
+    return np.divide(hits, either, out=np.full(hits.shape, np.nan), where=either > 0).T
 
 
 def best_jaccard(ratios: Sequence[np.ndarray]) -> float:

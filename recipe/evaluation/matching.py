@@ -16,6 +16,18 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_RANGES = np.array([(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)])
 
 
+class Pairs(NamedTuple):
+    """Detections and targets that overlap, each pair once."""
+
+    detection: np.ndarray  # [P] int64
+    target: np.ndarray  # [P] int64
+    iou: np.ndarray  # [P] float64; intersection over the detection's own area where the target is a crowd region
+
+    def where(self, kept: np.ndarray) -> Pairs:
+        """Some of the pairs, by a mask [P]."""
+        return Pairs(*(column[kept] for column in self))
+
+
 class Matches(NamedTuple):
     """What became of one image's detections; row a and bit t stand for area range a and IoU threshold t."""
 
@@ -41,6 +53,9 @@ class ImageBoxes:
     matches: Matches = field(init=False)  # in AREA_RANGES; one row more is MR-2's own
     jaccard: np.ndarray = field(init=False)  # [classes, 10], see crowd.jaccard()
 
+    def same_class(self, pairs: Pairs) -> np.ndarray:  # [P] bool
+        return self.labels[pairs.detection] == self.target_labels[pairs.target]
+
 
 def xywh(xyxy: np.ndarray) -> np.ndarray:
     """[N, 4] corners to COCO's [x, y, w, h] in float64."""
@@ -49,36 +64,39 @@ def xywh(xyxy: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def pairwise_iou(boxes: np.ndarray, targets: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """[N, M] pycocotools' IoU of xyxy boxes; intersection over the detection's own area for crowd regions."""
-    from pycocotools import mask
-
-    if not len(boxes) or not len(targets):
-        return np.zeros((len(boxes), len(targets)))
-    return np.asarray(mask.iou(xywh(boxes), xywh(targets), crowd))
+def overlapping(boxes: np.ndarray, targets: np.ndarray, crowd: np.ndarray) -> Pairs:
+    """The pairs of xyxy boxes [N, 4] and targets [M, 4] that overlap, with pycocotools' IoU, bit for bit."""
+    x1, y1, x2, y2 = boxes.T.astype(np.float64, order="C")[:, :, None]  # [N, 1]
+    left, top, right, bottom = targets.T.astype(np.float64, order="C")  # [M]
+    near = (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)
+    detection, target = np.divmod(np.flatnonzero(near), max(len(targets), 1))  # nonzero() takes 5x as long
+    (x, y, w, h), (target_x, target_y, target_w, target_h) = xywh(boxes[detection]).T, xywh(targets[target]).T
+    width = np.minimum(x + w, target_x + target_w) - np.maximum(x, target_x)
+    height = np.minimum(y + h, target_y + target_h) - np.maximum(y, target_y)
+    inside = width * height
+    return Pairs(detection, target, inside / np.where(crowd[target], w * h, w * h + target_w * target_h - inside))
 
 
 def match(
-    iou: np.ndarray, crowd: np.ndarray, counts: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS
+    pairs: Pairs, detections: int, crowd: np.ndarray, counts: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS
 ) -> tuple[Matches, np.ndarray]:
     """COCO's greedy rule at every IoU threshold and in every area range.
 
     Best score first, each detection takes the free target of the highest IoU, the later one of equals; one that does
-    not count only where none that counts is left. Crowd regions [M] are free for any number of detections. Given iou
-    [N, M] float64, best score first, 0 between two classes; counts [A, M], the targets that count in each area range;
+    not count only where none that counts is left. Crowd regions [M] are free for any number of detections. Given the
+    pairs of one class, detections by falling score; counts [A, M], the targets that count in each area range;
     thresholds [T]. Returns [N] the target that each took, too: -1 for none (of use with one range and threshold).
     """
     shifts = len(thresholds) * np.arange(len(counts))  # one integer holds the thresholds of all ranges
-    det, target = np.divmod(np.flatnonzero(iou >= thresholds[0]), max(iou.shape[1], 1))  # nonzero() takes 5x as long
-    overlap = iou[det, target]
-    reached = 2 ** np.searchsorted(thresholds, overlap, side="right") - 1
+    det, target, iou = pairs.where(pairs.iou >= thresholds[0])
+    reached = 2 ** np.searchsorted(thresholds, iou, side="right") - 1
     bits = np.concatenate([reached * (2**shifts @ counts)[target], reached * (2**shifts @ ~counts)[target]])
     pair = np.flatnonzero(bits)
     second, bits, pair = pair >= len(det), bits[pair], pair % max(len(det), 1)  # second: the target does not count
-    order = np.lexsort((-target[pair], -overlap[pair], second, det[pair]))
+    order = np.lexsort((-target[pair], -iou[pair], second, det[pair]))
 
-    found = [[0] * len(iou), [0] * len(iou)]
-    taken, taker = [0] * len(crowd), [-1] * len(iou)
+    found = [[0] * detections, [0] * detections]
+    taken, taker = [0] * len(crowd), [-1] * detections
     shared = crowd.tolist()
     for d, g, kind, wanted in np.stack([det[pair], target[pair], second, bits])[:, order].T.tolist():
         won = wanted & ~(found[0][d] | found[1][d] | taken[g])
@@ -95,9 +113,8 @@ def match_in_ranges(image: ImageBoxes, ranges: np.ndarray) -> Matches:
     """match() in area `ranges` [A, 2]: neither do targets of other sizes count, nor detections that found nothing."""
     low, high = ranges.T[:, :, None]
     counts = (image.target_area >= low) & (image.target_area <= high) & ~image.crowd  # [A, M]
-    same = image.labels[:, None] == image.target_labels
-    iou = pairwise_iou(image.boxes, image.targets, image.crowd) * same
-    (hit, ignored), _ = match(iou, image.crowd, counts)
+    pairs = overlapping(image.boxes, image.targets, image.crowd)
+    (hit, ignored), _ = match(pairs.where(image.same_class(pairs)), len(image.boxes), image.crowd, counts)
     area = xywh(image.boxes)[:, 2:].prod(axis=1)
     outside = ((area < low) | (area > high)) * np.uint16(2 ** len(IOU_THRESHOLDS) - 1)  # [A, N]
     return Matches(hit, ignored | outside & ~hit)

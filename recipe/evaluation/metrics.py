@@ -68,7 +68,8 @@ class DetectionMetrics:
         scores, labels = np.asarray(scores, np.float32), np.asarray(labels, np.int64)
         targets = np.asarray(target_xyxy, np.float64).reshape(-1, 4)
         target_labels = np.asarray(target_labels, np.int64)
-        unknown = np.setdiff1d(np.append(labels, target_labels), np.arange(classes))
+        both = np.append(labels, target_labels)
+        unknown = both[(both < 0) | (both >= classes)]
         if len(unknown):
             raise UserError(
                 f"image {image_id} has the label {unknown[0]}, allowed are 0 to {classes - 1} "
