@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from recipe.schema import CLASS_NAMES, UserError
 
@@ -52,16 +53,20 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="show what a trainer needs to know, and every problem")
     pack = commands.add_parser("pack", help="write Parquet shards, dataset card, problems.csv and manifest.json")
     cores = len(os.sched_getaffinity(0))
-    for command in (inspect, pack):
-        add = command.add_argument
-        add("yolo_dir", type=Path, metavar="YOLO_DIR", help="the folder that holds data.yaml")
+    several: dict[str, Any] = {"action": "append", "default": []}
+    for add in (inspect.add_argument, pack.add_argument):
+        add(
+            "yolo_dir",
+            type=Path,
+            metavar="DIR",
+            help="the folder with data.yaml, or with COCO's or CrowdHuman's files",
+        )
         add("--workers", type=from_one, default=cores, help=f"processes ({cores})")
         # the fields of data_prep.entries.ReadOptions
-        mapped = "a class that is ours"
-        add("--map", dest="rename", type=assignment, action="append", default=[], metavar="NAME=person", help=mapped)
-        add("--drop", action="append", default=[], metavar="NAME", help="a class to leave out; '*' for all others")
+        add("--map", dest="rename", type=assignment, **several, metavar="NAME=person", help="a class that is ours")
+        add("--drop", **several, metavar="NAME", help="a class to leave out; '*' for all others")
         alone = "in images with such names only this class was annotated"
-        add("--labelled", type=assignment, action="append", default=[], metavar="GLOB=person", help=alone)
+        add("--labelled", type=assignment, **several, metavar="GLOB=person", help=alone)
         add("--val-fraction", type=share, default=0.0, metavar="0.1", help="hold out images, by sequence")
         add("--seed", type=int, default=0, help="which images --val-fraction takes (0)")
         polygons = "boxes: pack the box around each (refuse)"
