@@ -9,6 +9,7 @@ the parent's pages and never copy them. As Python dicts the same boxes take 2 GB
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from recipe.schema import CLASS_NAMES, UserError, check_dataset
 BORDER = 1.0  # pixels that a box may stand over the border: float32 rounding; `pack` clips the rest
 PACK = "`python -m data_prep pack YOLO_DIR --out DIR`"
 FETCH_AGAIN = f"Fetch it again (`hf download NAME --repo-type dataset --force-download`), or use {PACK}"
+IMAGES_AT_ONCE = 4096
 _LISTS = ("bbox", "category", "area", "iscrowd")
 
 
@@ -83,25 +85,49 @@ class Annotations:
 
 
 def read_annotations(paths: Sequence[str], where: str, rows: np.ndarray | None = None) -> Annotations:
-    """Read every column but the image from Parquet shards, or only these rows of them, in order; check the values.
+    """Read every column but the image from Parquet shards, or only these rows of them, rising; check the values.
+
+    A few thousand images at a time: the peak of memory is that of the result, not of all that Arrow makes of it.
 
     Raises:
         UserError: a damaged shard or other columns; no images, or values that would train wrong, with the image ids.
     """
-    table = pa.concat_tables(map(_read_shard, paths), promote_options="default").flatten()
-    if rows is not None:
-        table = table.take(rows)
-    image_id = table["image_id"].to_numpy()
-    if len(image_id) == 0:
+    parts, start = [], 0
+    for batch in itertools.chain.from_iterable(map(_read_shard, paths)):
+        end = start + len(batch)
+        if rows is not None:
+            batch = batch.take(rows[(rows >= start) & (rows < end)] - start)
+        parts.append(_read_batch(batch, where))
+        start = end
+    if not sum(map(len, parts)):
         raise UserError(f"{where} holds no images: pack a folder that has some, or name another split.")
-    lengths = [_lengths(table[f"objects.{name}"]) for name in _LISTS]
+    arrays = {
+        name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0]) if name != "offsets"
+    }
+    ids, times = np.unique(arrays["image_id"], return_counts=True)
+    _refuse(where, ids[times > 1], "stands there more than once")
+    return Annotations(**arrays, offsets=np.append(0, np.concatenate([part.counts for part in parts]).cumsum()))
+
+
+def _read_shard(path: str) -> Iterator[pa.Table]:
+    with damage_as_user_error(path):
+        file = pq.ParquetFile(path)
+        check_dataset(datasets.Features.from_arrow_schema(file.schema_arrow), path)
+        columns = ["image_id", "width", "height", "labelled", *(f"objects.{name}" for name in _LISTS)]
+        for batch in file.iter_batches(IMAGES_AT_ONCE, columns=columns):
+            yield pa.Table.from_batches([batch]).flatten().combine_chunks()
+
+
+def _read_batch(batch: pa.Table, where: str) -> Annotations:
+    image_id = batch["image_id"].to_numpy()
+    lengths = [_lengths(batch[f"objects.{name}"]) for name in _LISTS]
     _refuse(where, image_id[np.ptp(lengths, axis=0) > 0], f"has lists of unequal length in objects: {_LISTS}")
-    bbox, labels, area, iscrowd = (pc.list_flatten(table[f"objects.{name}"]) for name in _LISTS)
+    bbox, labels, area, iscrowd = (pc.list_flatten(batch[f"objects.{name}"]) for name in _LISTS)
     labelled = np.ones((len(image_id), len(CLASS_NAMES)), bool)
-    if "labelled" in table.column_names:
-        labelled[table["labelled"].is_valid().to_numpy()] = False
-        owner = np.repeat(np.arange(len(image_id)), _lengths(table["labelled"]))
-        labelled[owner, pc.list_flatten(table["labelled"]).to_numpy()] = True
+    if "labelled" in batch.column_names:
+        labelled[batch["labelled"].is_valid().to_numpy()] = False
+        owner = np.repeat(np.arange(len(image_id)), _lengths(batch["labelled"]))
+        labelled[owner, pc.list_flatten(batch["labelled"]).to_numpy()] = True
     found = Annotations(
         boxes_xywh=pc.list_flatten(bbox).to_numpy().reshape(-1, 4),
         labels=labels.to_numpy(),
@@ -109,19 +135,12 @@ def read_annotations(paths: Sequence[str], where: str, rows: np.ndarray | None =
         iscrowd=iscrowd.to_numpy(),
         offsets=np.append(0, lengths[0].cumsum()),
         image_id=image_id,
-        width=table["width"].to_numpy(),
-        height=table["height"].to_numpy(),
+        width=batch["width"].to_numpy(),
+        height=batch["height"].to_numpy(),
         labelled=labelled,
     )
     _check(found, where)
     return replace(found, labels=found.labels.astype(np.int8))
-
-
-def _read_shard(path: str) -> pa.Table:
-    with damage_as_user_error(path):
-        file = pq.ParquetFile(path)
-        check_dataset(datasets.Features.from_arrow_schema(file.schema_arrow), path)
-        return file.read(["image_id", "width", "height", "labelled", *(f"objects.{name}" for name in _LISTS)])
 
 
 @contextlib.contextmanager
@@ -139,7 +158,6 @@ def _lengths(lists: pa.ChunkedArray) -> np.ndarray:  # int64 [n]
 
 def _check(found: Annotations, where: str) -> None:
     owner = np.repeat(np.arange(len(found)), found.counts)  # [T] the image of each box
-    values, times = np.unique(found.image_id, return_counts=True)
     x, y, w, h = found.boxes_xywh.T
     # NaN compares false: written so that it is refused.
     known = (found.labels >= 0) & (found.labels < len(CLASS_NAMES))
@@ -147,7 +165,6 @@ def _check(found: Annotations, where: str) -> None:
     inside = (x >= -BORDER) & (y >= -BORDER)
     inside &= (x + w <= found.width[owner] + BORDER) & (y + h <= found.height[owner] + BORDER)
     for image_ids, what in (
-        (values[times > 1], "stands there more than once"),
         (found.image_id[(found.width < 1) | (found.height < 1)], "has a width or height below 1"),
         (found.image_id[owner[~known]], f"has class id {found.labels[~known][:1]} (allowed: {classes})"),
         (found.image_id[owner[~((w > 0) & (h > 0))]], "has a box of zero, negative or NaN size"),

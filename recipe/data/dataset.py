@@ -78,7 +78,9 @@ def load_split(
             metadata = pq.read_metadata(path)
         groups += [RowGroup(path, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
     images = sum(map(len, groups))
-    rows = np.sort(np.random.default_rng(seed).permutation(images)[:limit])
+    wanted = min(limit or images, images)
+    bounds = np.arange(wanted + 1) * images // max(wanted, 1)  # one of each stretch of names: sources keep their share
+    rows = np.random.default_rng(seed).integers(bounds[:-1], bounds[1:])
     annotations = read_annotations(paths, f"{split} of {data}", rows if len(rows) < images else None)
     manifest = folder / "manifest.json"
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
