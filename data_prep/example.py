@@ -96,27 +96,17 @@ def image_size(data: bytes) -> tuple[int, int]:
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS:,} are read: make it smaller")
             turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
-            if not data.startswith(b"\xff\xd8") or not _is_complete_jpeg(data):
+            try:
+                simplejpeg.decode_jpeg_header(data)
+            except ValueError:  # no JPEG, or a rare subsampling that libjpeg-turbo refuses and Pillow reads
                 image.load()
+            else:  # strictly: libjpeg's warnings, which Pillow passes over, count as errors here
+                simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
     except Exception as error:  # decoders raise what hostile bytes lead them to: SyntaxError, struct.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         unknown = reason.startswith("cannot identify image file")
         raise ValueError(f"not an image in the formats {', '.join(PIL_FORMATS)}" if unknown else reason) from error
     return (height, width) if turned else (width, height)
-
-
-def _is_complete_jpeg(data: bytes) -> bool:
-    """True once every scan was decoded; False where libjpeg-turbo refuses a rare subsampling that Pillow reads.
-
-    Raises:
-        ValueError: it is truncated or overwritten. libjpeg's warnings count here; Pillow passes over them.
-    """
-    try:
-        simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return False
-    simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
-    return True
 
 
 def label_lines(data: bytes) -> list[tuple[int, str]]:

@@ -13,23 +13,14 @@ from typing import BinaryIO
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """A regular file, open for reading.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is a folder, a device, which may never end, or a pipe, which would wait for its other end.
-    """
+    """A regular file, open for reading. OSError: it cannot be; ValueError: a folder, pipe, or device without end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a regular file")
     return open(path, "rb")
 
 
 def read_file(path: str | Path, limit: int) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        OSError, ValueError: as `open_file`, or it is larger than `limit` bytes.
-    """
+    """The bytes of a regular file. OSError, ValueError: as `open_file`, or it is larger than `limit` bytes."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:

@@ -34,10 +34,7 @@ def features(labelled: bool = False) -> datasets.Features:
     """The columns as `datasets.Features`: the layout that Hub object-detection datasets use.
 
     `objects.bbox` is COCO `[x, y, w, h]` in pixels of the image after its EXIF orientation was applied, as are `width`
-    and `height`; `objects.area` is w * h in pixels.
-
-    Args:
-        labelled: with the optional column of the classes that were annotated in each image; without it, all were.
+    and `height`. `labelled`, the classes that were annotated in an image, is optional: without it, all were.
     """
     from datasets import ClassLabel, Features, Image, List, Value
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipe.evaluation.matching import ImageBoxes, Matches, Pairs, match, overlapping
+from recipe.evaluation.matching import ImageBoxes, Pairs, match, overlapping
 from recipe.evaluation.ranking import Ranked
 
 ABOVE_HALF = np.nextafter(0.5, 1)
@@ -18,8 +18,8 @@ FPPI_POINTS = (0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1
 JI_THRESHOLDS = np.arange(10) * 0.1
 
 
-def match_crowd(image: ImageBoxes, num_classes: int) -> tuple[Matches, np.ndarray]:
-    """MR-2's matches (one range, one threshold), and [classes, 10] JI ratios, see jaccard()."""
+def match_crowd(image: ImageBoxes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """MR-2's matches [2, 1, N] (one range, one threshold), and [classes, 10] JI ratios, see jaccard()."""
     crowd, limits = image.crowd, image.size[::-1] * 2
     boxes, targets = np.clip(image.boxes, 0, limits), np.clip(image.targets, 0, limits)
     pairs = overlapping(boxes, targets, crowd)

@@ -28,13 +28,6 @@ class Pairs(NamedTuple):
         return Pairs(*(column[kept] for column in self))
 
 
-class Matches(NamedTuple):
-    """What became of one image's detections; row a and bit t stand for area range a and IoU threshold t."""
-
-    hit: np.ndarray  # [A, N] uint16, where it found a target that counts
-    ignored: np.ndarray  # [A, N] uint16, where it is neither right nor wrong
-
-
 @dataclass(slots=True)
 class ImageBoxes:
     """One image's detections and targets; each class is one slice of the detections, best score first."""
@@ -50,7 +43,7 @@ class ImageBoxes:
     target_area: np.ndarray  # [M] float64 square pixels
     crowd: np.ndarray  # [M] bool
     # Filled by DetectionMetrics.update():
-    matches: Matches = field(init=False)  # in AREA_RANGES; one row more is MR-2's own
+    matches: np.ndarray = field(init=False)  # [2, A + 1, N] of match() in AREA_RANGES; the last row is MR-2's own
     jaccard: np.ndarray = field(init=False)  # [classes, 10], see crowd.jaccard()
 
     def same_class(self, pairs: Pairs) -> np.ndarray:  # [P] bool
@@ -79,13 +72,14 @@ def overlapping(boxes: np.ndarray, targets: np.ndarray, crowd: np.ndarray) -> Pa
 
 def match(
     pairs: Pairs, detections: int, crowd: np.ndarray, counts: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS
-) -> tuple[Matches, np.ndarray]:
-    """COCO's greedy rule at every IoU threshold and in every area range.
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's greedy rule at every IoU threshold and in every area range: what became of each detection.
 
     Best score first, each detection takes the free target of the highest IoU, the later one of equals; one that does
     not count only where none that counts is left. Crowd regions [M] are free for any number of detections. Given the
     pairs of one class, detections by falling score; counts [A, M], the targets that count in each area range;
-    thresholds [T]. Returns [N] the target that each took, too: -1 for none (of use with one range and threshold).
+    thresholds [T]. Returns [2, A, N] uint16, bit t for threshold t: it found a target that counts; it is neither right
+    nor wrong. And [N] the target that each took, -1 for none (of use with one range and threshold).
     """
     shifts = len(thresholds) * np.arange(len(counts))  # one integer holds the thresholds of all ranges
     det, target, iou = pairs.where(pairs.iou >= thresholds[0])
@@ -106,15 +100,16 @@ def match(
             if not shared[g]:
                 taken[g] |= won
     rows = np.array(found, np.int64)[:, None] >> shifts[:, None] & 2 ** len(thresholds) - 1  # [2, A, N]
-    return Matches(*rows.astype(np.uint16)), np.array(taker, np.int64)
+    return rows.astype(np.uint16), np.array(taker, np.int64)
 
 
-def match_in_ranges(image: ImageBoxes, ranges: np.ndarray) -> Matches:
+def match_in_ranges(image: ImageBoxes, ranges: np.ndarray) -> np.ndarray:  # [2, A, N]
     """match() in area `ranges` [A, 2]: neither do targets of other sizes count, nor detections that found nothing."""
     low, high = ranges.T[:, :, None]
     counts = (image.target_area >= low) & (image.target_area <= high) & ~image.crowd  # [A, M]
     pairs = overlapping(image.boxes, image.targets, image.crowd)
-    (hit, ignored), _ = match(pairs.where(image.same_class(pairs)), len(image.boxes), image.crowd, counts)
+    matches, _ = match(pairs.where(image.same_class(pairs)), len(image.boxes), image.crowd, counts)
     area = xywh(image.boxes)[:, 2:].prod(axis=1)
     outside = ((area < low) | (area > high)) * np.uint16(2 ** len(IOU_THRESHOLDS) - 1)  # [A, N]
-    return Matches(hit, ignored | outside & ~hit)
+    matches[1] |= outside & ~matches[0]
+    return matches

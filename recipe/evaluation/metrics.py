@@ -20,7 +20,7 @@ import numpy as np
 
 from recipe.evaluation import breakdown
 from recipe.evaluation.crowd import best_jaccard, log_average_miss_rate, match_crowd
-from recipe.evaluation.matching import AREA_RANGES, ImageBoxes, Matches, match_in_ranges, xywh
+from recipe.evaluation.matching import AREA_RANGES, ImageBoxes, match_in_ranges, xywh
 from recipe.evaluation.ranking import Ranked
 from recipe.schema import CLASS_NAMES, UserError
 
@@ -93,7 +93,7 @@ class DetectionMetrics:
             crowd=crowd[kept],
         )
         coco, (crowds, image.jaccard) = match_in_ranges(image, AREA_RANGES), match_crowd(image, classes)
-        image.matches = Matches(*(np.vstack(rows) for rows in zip(coco, crowds, strict=True)))
+        image.matches = np.concatenate([coco, crowds], axis=1)
         self._images[image_id] = image
         self._numbers, self._details = {}, {}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recipe.evaluation.matching import IOU_THRESHOLDS, ImageBoxes, Matches
+from recipe.evaluation.matching import IOU_THRESHOLDS, ImageBoxes
 
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 
@@ -26,13 +26,12 @@ class Ranked:
     scores: np.ndarray  # [D] float32
     image: np.ndarray  # [D] int32, index in the images
     place: np.ndarray  # [D] int32, 0 for the image's best score in this class
-    hit: np.ndarray  # [A, D] uint16 as in matching.Matches
-    ignored: np.ndarray  # [A, D] uint16
+    matches: np.ndarray  # [2, A, D] uint16, see matching.match()
     targets: np.ndarray  # [A, I] targets that count in each area range and image
     times: np.ndarray  # [I] int32, how often each image counts: 0 where the class is not annotated
 
     @classmethod
-    def of(cls, images: Sequence[ImageBoxes], matches: Sequence[Matches], label: int, ranges: np.ndarray) -> Ranked:
+    def of(cls, images: Sequence[ImageBoxes], matches: Sequence[np.ndarray], label: int, ranges: np.ndarray) -> Ranked:
         """Gather one class from images in the order of their ids, each with its matches in area `ranges` [A, 2]."""
         parts = [slice(*np.searchsorted(image.labels, (label, label + 1))) for image in images]
         counts = [part.stop - part.start for part in parts]
@@ -49,8 +48,7 @@ class Ranked:
             scores=scores[order],
             image=np.repeat(np.arange(len(images), dtype=np.int32), counts)[order],
             place=np.concatenate([np.arange(n, dtype=np.int32) for n in counts])[order],
-            hit=joined(own.hit for own in matches)[:, order],
-            ignored=joined(own.ignored for own in matches)[:, order],
+            matches=joined(matches)[..., order],
             targets=np.array([((area >= low) & (area <= high)).sum(axis=1) for area in areas]).T,
             times=np.array([image.labelled[label] for image in images], np.int32),
         )
@@ -60,12 +58,13 @@ class Ranked:
         kept = self.place < max_dets
         if kept.all():
             return self  # a copy would be the peak of memory
-        columns = {name: getattr(self, name)[..., kept] for name in ("scores", "image", "place", "hit", "ignored")}
+        columns = {name: getattr(self, name)[..., kept] for name in ("scores", "image", "place", "matches")}
         return replace(self, **columns)
 
     def hits_at(self, a: int, t: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """[D] hit and [D] counted (right or wrong) in area range a, -1 for MR-2's own, at IoU threshold t."""
-        return self.hit[a] & 1 << t != 0, self.ignored[a] & 1 << t == 0
+        hit, ignored = self.matches[:, a] & 1 << t != 0
+        return hit, ~ignored
 
     def count_targets(self, a: int = 0) -> int:
         """Targets that count in area range a, in all images."""

@@ -51,8 +51,8 @@ def add(metrics, image_id, found, targets, crowd=None):
 
 def ranked(scores, hit, targets, images=1):
     """All in the first image."""
-    nothing, hit = np.zeros(len(scores), int), np.array([hit], int)
-    found = np.array(scores, np.float32), nothing, nothing, hit, 0 * hit
+    nothing, hit = np.zeros(len(scores), int), np.array(hit, int)
+    found = np.array(scores, np.float32), nothing, nothing, np.array([[hit], [nothing]])
     return Ranked(*found, targets=np.array([[targets] + [0] * (images - 1)]), times=np.ones(images, int))
 
 
