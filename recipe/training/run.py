@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 
 from recipe.arguments import Arguments
 from recipe.config import Config
+from recipe.hub import newest_commit
 from recipe.record import RunRecord, without_tokens
 from recipe.schema import UserError
 from recipe.version import commit, lock
@@ -45,6 +47,24 @@ def fixed_settings(args: Arguments) -> dict[str, Any]:
     names = [flag.name for flag in fields(Config) if flag.name not in MAY_CHANGE_ON_RESUME]
     found = {name: getattr(args, name) for name in (*names, *TRAINING_SETTINGS)}
     return json.loads(json.dumps(found | {"processes": args.world_size}, default=str))
+
+
+def fix_revisions(args: Arguments, pushed: RunRecord | None) -> None:
+    """Branches become commits: those of the run that is resumed, else today's. The same on every process.
+
+    Args:
+        pushed: the record of the run on the Hub.
+    """
+    earlier = pushed or RunRecord.read(Path(args.output_dir))
+    if earlier:
+        backbone = earlier.settings["backbone_revision"]
+    else:
+        backbone = newest_commit(args.backbone, args.backbone_revision, "model")
+    if earlier and earlier.settings["data"] == args.data:
+        data = earlier.dataset["revision"]
+    else:  # or a push to the dataset between the two downloads would give its splits from two commits
+        data = newest_commit(args.data or "", args.data_revision, "dataset")
+    args.backbone_revision, args.data_revision = broadcast_object_list([backbone, data])
 
 
 def check_run_folder(folder: Path, expected: Mapping[str, Any], resume: str) -> None:
@@ -87,6 +107,20 @@ def lock_run_folder(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def check_shared(folder: Path) -> None:
+    """All processes read the checkpoints that the first one writes.
+
+    Raises:
+        UserError: in all of them, where one has the folder of another disk.
+    """
+    lock = folder / LOCK_FILE
+    seen = gather_object([lock.read_text() if lock.exists() else ""])
+    if len({*seen}) > 1:
+        raise UserError(
+            f"--output_dir {folder}: is another folder on each machine; give one on a disk that they share"
+        )
 
 
 def writable(folder: Path, flag: str) -> Path:
@@ -132,4 +166,5 @@ def device() -> str:
     if not torch.cuda.is_available():
         return f"CPU ({os.cpu_count()} cores)"
     gpu = torch.cuda.get_device_properties(0)
-    return f"{torch.cuda.device_count()} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+    count = os.environ.get("WORLD_SIZE", torch.cuda.device_count())  # of all machines
+    return f"{count} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
