@@ -19,16 +19,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from recipe.config import (
-    PILOT_CPU,
-    PILOT_TRAINING,
-    RANGES,
-    TRAINING,
-    Config,
-    check_ranges,
-    did_you_mean,
-    split_flags,
-)
+from recipe.config import PILOT_CPU, PILOT_TRAINING, RANGES, TRAINING, Config, check_ranges, did_you_mean, split_flags
 from recipe.schema import CLASS_NAMES, UserError
 
 # Flags of TrainingArguments that would do nothing here, or harm: refused, with what holds instead.

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake is one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv == ["--version"]:
-        from recipe.version import describe
+        from recipe.record import describe
 
         print(describe())
         return 0

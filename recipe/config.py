@@ -66,11 +66,7 @@ class Config:
     push_minutes: float = _flag(10.0, "time for one push; then training continues, and it is sent later", HOURS)
     max_train_images: int | None = _flag(None, "use only so many training images, drawn by --seed", COUNT)
     max_val_images: int | None = _flag(None, "use only so many validation images, drawn by --seed", COUNT)
-    eval_images: int | None = _flag(
-        None,
-        "evaluate all epochs but the last on so many images, drawn by --seed; the last and the best on all",
-        COUNT,
-    )
+    eval_images: int | None = _flag(None, "evaluate on so many, drawn by --seed; the last and the best on all", COUNT)
     early_stopping_patience: int | None = _flag(None, "stop after so many evaluations without a better one", COUNT)
     shown_images: int = _flag(4, "validation images drawn and logged at every evaluation; 0 for none", Range(0, 100))
 
@@ -79,9 +75,7 @@ class Config:
     # COCO's detector knows persons: from scratch DETR's mAP stays near 0 for tens of epochs on one's own data.
     detr_init: str = _flag("facebook/detr-resnet-50", "COCO DETR for encoder and decoder; `none` for scratch")
     init_from: str | None = _flag(None, "start from a detector of this recipe: a run's folder, a checkpoint or a repo")
-    detector: Literal["detr", "deformable"] = _flag(
-        "detr", "DETR on the last layer of the backbone, or Deformable DETR on four, with 900 queries unless you say"
-    )
+    detector: Literal["detr", "deformable"] = _flag("detr", "the latter reads four layers and has 900 queries")
     num_queries: int = _flag(300, "boxes that an image can have at most", Range(1, 3000))
     encoder_layers: int = _flag(6, "0 decodes straight from the frozen features (the ablation)", Range(0, 24))
     decoder_layers: int = _flag(6, "each has its own loss: deep supervision is always on", Range(1, 24))
@@ -115,7 +109,7 @@ class Config:
             raise ValueError(f"--scale_min {self.scale_min} is above --scale_max {self.scale_max}")
         if self.preset == "full" and self.data is None:
             raise ValueError(
-                "--data is missing: a packed folder (`python -m data_prep pack YOLO_DIR --out DIR`) or a Hub repo"
+                "--data is missing: a Hub repo, or a folder of `python -m data_prep pack YOLO_DIR --out DIR`"
             )
 
 

@@ -48,10 +48,9 @@ def doctor(options: argparse.Namespace) -> int:
     flags = options.flags
     if not any(word.split("=")[0] in ("--data", "--preset") for word in flags):
         flags = ["--preset", "pilot", *flags]
-    args = parse(flags)
     console, failed = Console(), 0
     with short_timeouts():
-        for what, check in checks(args):
+        for what, check in checks(parse(flags)):
             try:
                 fine, words = check()
             except UserError as error:

@@ -66,6 +66,7 @@ def train(args: Arguments) -> int:
     repo = open_repo(args)
     fix_revisions(args, repo.record if repo is not None else None)
     lock = lock_run_folder(folder) if args.should_save else None  # kept open: ours until this process ends
+    check_shared(folder, lock)
 
     # 2. The data, and how far a run on the same data has come.
     data = load_splits(args)
@@ -97,7 +98,6 @@ def train(args: Arguments) -> int:
     logger.warning("stopped: %s; the same command resumes from %s", deadline.reason, last_checkpoint(folder))
     if repo is not None:
         report_unpushed(repo.unpushed(folder), folder)
-    del lock
     return DEADLINE_EXIT
 
 
@@ -136,8 +136,7 @@ def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str
         checkpoint = last_checkpoint(folder)
         if checkpoint is not None and args.should_save:
             find_best(checkpoint)
-    check_shared(folder)
-    return checkpoint
+        return checkpoint
 
 
 def build_model(args: Arguments, annotations: Annotations, checkpoint: Path | None) -> tuple[Detector, Any]:
@@ -168,13 +167,9 @@ def make_callbacks(
     """What observes the run, in the order in which it is called: a checkpoint is sealed, gets its card, is pushed."""
     flags = shlex.join(without_tokens(sys.argv)[2:])
     command = f"python jobs/launch.py --flavor a10g-large --pace-from {args.output_dir} -- {flags}"
-    callbacks: list[TrainerCallback] = [
-        ResumeCheck(checkpoint),
-        MetricsLog(),
-        PaceLog(len(data.train), len(data.validation), command),
-        Pictures(metrics, data.part or data.validation, args.shown_images),
-        Seal(),
-    ]
+    pictures = Pictures(metrics, data.part or data.validation, args.shown_images)
+    pace = PaceLog(len(data.train), len(data.validation), command)
+    callbacks: list[TrainerCallback] = [ResumeCheck(checkpoint), MetricsLog(), pace, pictures, Seal()]
     if repo is not None:
         callbacks += [Card(metrics), Push(repo, args.save_total_limit)]
     if "trackio" in args.report_to:  # the library's own waits for its server, and loses rows

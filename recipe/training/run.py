@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from recipe.arguments import Arguments
 from recipe.config import Config
 from recipe.hub import newest_commit
-from recipe.record import RunRecord, without_tokens
+from recipe.record import RunRecord, commit, lock, without_tokens
 from recipe.schema import UserError
-from recipe.version import commit, lock
 
 LOCK_FILE = ".lock"
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface-hub", "trackio")
@@ -109,18 +109,22 @@ def lock_run_folder(folder: Path) -> IO[str]:
     return file
 
 
-def check_shared(folder: Path) -> None:
-    """All processes read the checkpoints that the first one writes.
+def check_shared(folder: Path, lock: IO[str] | None) -> None:
+    """All processes read the checkpoints that the first one writes; only that one has the `lock`.
 
     Raises:
         UserError: in all of them, where one has the folder of another disk.
     """
-    lock = folder / LOCK_FILE
-    seen = gather_object([lock.read_text() if lock.exists() else ""])
-    if len({*seen}) > 1:
-        raise UserError(
-            f"--output_dir {folder}: is another folder on each machine; give one on a disk that they share"
-        )
+    PartialState().wait_for_everyone()  # until it is locked
+    seen = ""
+    if lock is not None:  # the open file itself: closing a second one would end the lock (POSIX)
+        lock.seek(0)
+        seen = lock.read()
+    elif (folder / LOCK_FILE).exists():
+        seen = (folder / LOCK_FILE).read_text()
+    if len({*gather_object([seen])}) > 1:
+        where = "is another folder on each machine; give one on a disk that they share"
+        raise UserError(f"--output_dir {folder}: {where}")
 
 
 def writable(folder: Path, flag: str) -> Path:
