@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipe.config import COUNT, SHARE, Range, check_ranges, split_flags
-from recipe.schema import CLASS_NAMES, SPLITS, UserError
+from recipe.schema import SPLITS, UserError
 
 COMMANDS = {  # and the function behind each
     "train": "recipe.train:start",
@@ -32,13 +32,7 @@ COMMANDS = {  # and the function behind each
     "replay": "recipe.replay:replay",
 }
 # What is allowed of the numbers of evaluate and predict.
-RANGES = {
-    "batch_size": Range(1, 1024),
-    "workers": Range(0, 256),
-    "limit": COUNT,
-    "threshold": SHARE,
-    "overlap": Range(0, 0.8),
-}
+RANGES = {"batch_size": COUNT, "workers": Range(0, 256), "limit": COUNT, "threshold": SHARE, "overlap": Range(0, 0.8)}
 OUTPUTS = ("coco", "yolo", "drawings")
 # What safetensors and torch.save say of a full disk, and of one (or a `ulimit -f`) that takes no larger file.
 FULL_DISK = ("No space left on device", "File too large", "unexpected pos")
@@ -97,9 +91,7 @@ def read_options(argv: list[str]) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands; the flags of `train` live in `recipe.config`."""
-    parser = argparse.ArgumentParser(
-        prog="recipe", description="Train and use a crowd detector: a frozen DINOv3 under DETR.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="recipe", description="Train and use a crowd detector.", allow_abbrev=False)
     parser.add_argument("--version", action="store_true", help="version, commit and lock")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", help="train on a packed dataset (`recipe train --help` has its flags)")
@@ -111,9 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument("folder", type=Path, help="OUTPUT_DIR of the run")
 
-    evaluate = commands.add_parser(
-        "evaluate", parents=[checkpoint], help="COCO and crowd metrics of a checkpoint, and the report"
-    )
+    evaluate = commands.add_parser("evaluate", parents=[checkpoint], help="COCO and crowd metrics, and the report")
     evaluate.add_argument("--data", required=True, help="packed folder or Hub dataset repo")
     evaluate.add_argument("--split", default="validation", choices=tuple(SPLITS.values()))
     evaluate.add_argument("--out", type=Path, help="folder for the report; default CHECKPOINT/evaluation-SPLIT")
@@ -123,13 +113,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--compare", type=Path, help="an earlier metrics.json to stand beside")
     evaluate.add_argument("--save-detections", action="store_true", help="predictions.json and images.json for COCO")
 
-    predict = commands.add_parser(
-        "predict", parents=[checkpoint], help="boxes for images and videos: COCO results, label files, drawings"
-    )
+    predict = commands.add_parser("predict", parents=[checkpoint], help="boxes for images and videos")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="images, videos, or folders of them")
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
-    predict.add_argument("--threshold", type=float, help=f"one score for all of {', '.join(CLASS_NAMES)}; default: "
-                         "those that the checkpoint carries, else 0.5")  # fmt: skip
+    predict.add_argument("--threshold", type=float, help="for all classes; default: the checkpoint's own, else 0.5")
     predict.add_argument("--tile", type=_tile, metavar="HxW", help="look at parts of this size, such as 960x1536")
     predict.add_argument("--overlap", type=float, default=0.2, help="share of a tile that its neighbour sees too")
     predict.add_argument("--batch_size", type=int, default=4, help="images of one size at a time")

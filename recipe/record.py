@@ -65,9 +65,7 @@ class RunRecord:
                 found["fixed_settings"] = found.pop("identity")
             return cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{path}: cannot be read as the record of a run ({error}); restore or delete it"
-            ) from error
+            raise UserError(f"{path}: is no record of a run ({error}); restore or delete it") from error
 
     def write(self, folder: Path) -> None:
         """Write FOLDER/run.json, all of it or nothing."""
@@ -82,10 +80,9 @@ class RunRecord:
             UserError: naming each setting that differs.
         """
         found = self.fixed_settings
+        shared = sorted(found.keys() & expected.keys())
         differing = [
-            f"{name} was {found[name]}, now {expected[name]}"
-            for name in sorted(found.keys() & expected.keys())
-            if found[name] != expected[name]
+            f"{name} was {found[name]}, now {expected[name]}" for name in shared if found[name] != expected[name]
         ]
         if differing:
             raise UserError(

@@ -107,9 +107,7 @@ def warn_of_machine(args: Arguments) -> None:
     if fine is not None:
         logger.log(logging.INFO if fine else logging.WARNING, "driver %s", words)
     if "JOB_ID" in os.environ and args.max_hours is None and args.max_steps < 0:
-        logger.warning(
-            "a job of HF Jobs is killed at its timeout: give --max_hours, an hour below `hf jobs run --timeout`"
-        )
+        logger.warning("HF Jobs kills a job at its timeout: give --max_hours, an hour below `hf jobs run --timeout`")
 
 
 def open_repo(args: Arguments) -> RunRepo | None:
