@@ -12,6 +12,7 @@ import pytest
 from transformers import TrainingArguments
 
 from recipe.arguments import METRICS, REFUSED, parse
+from recipe.cli import COMMANDS
 from recipe.config import PILOT, PILOT_CPU, RANGES, TRAINING, Config, split_flags
 from recipe.schema import UserError
 
@@ -138,11 +139,12 @@ def test_every_replaced_default_is_still_a_flag_of_transformers():
     assert set(TRAINING) | set(RANGES) <= {flag.name for flag in fields(TrainingArguments)}
 
 
-@pytest.mark.parametrize("module", ["recipe.cli", "data_prep"])
-def test_help_answers_at_once_and_imports_no_torch(module):
+@pytest.mark.parametrize("words", ["data_prep", "recipe.cli", *(f"recipe.cli {command}" for command in COMMANDS)])
+def test_help_of_every_command_answers_at_once_and_imports_no_torch(words):
     """Two seconds are allowed here, for a busy machine; benchmarks/startup.py measures it."""
+    module, *command = words.split()
     code = (
-        f"import runpy, sys; sys.argv = ['x', '--help']\n"
+        f"import runpy, sys; sys.argv = ['x', *{command}, '--help']\n"
         f"try: runpy.run_module({module!r}, run_name='__main__')\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'cv2', 'numpy'} & set(sys.modules)\n"
