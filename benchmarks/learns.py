@@ -33,7 +33,6 @@ from recipe.model.detector import Detector, build_detector, build_processor, fre
 from recipe.model.loss import count_items
 from recipe.record import read_log
 from recipe.schema import CLASS_NAMES
-from recipe.train import class_prior
 
 # The pilot's detector at half its width and 50 queries: small enough for minutes on a CPU.
 SETTINGS = {"d_model": 128, "encoder_layers": 3, "num_queries": 50, "dropout": 0.0, "backbone": "tiny"}
@@ -46,7 +45,7 @@ def overfit(data: str, initialisation: str, steps: int) -> list[float]:
     source, annotations, _ = load_split(data, "train")
     dataset = CrowdDataset(source, annotations, Geometry(config.shortest_edge, config.longest_edge))
     set_seed(0)
-    model = build_detector(config, class_prior(annotations, config.num_queries))
+    model = build_detector(config, annotations.class_prior(config.num_queries))
     if initialisation == "stock":
         start_as_stock(model)
     freeze(model).train()
@@ -138,7 +137,7 @@ def main() -> None:
 def long_run(data: Path, folder: Path, steps: int) -> None:
     """The command line's own training, long enough to overfit, and its own evaluation beside the plain pipeline's."""
     flags = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
-    flags += ["--data", str(data), "--output_dir", str(folder), "--augment", "false", "--report_to", "none"]
+    flags += ["--data", str(data), "--output_dir", str(folder), "--augmentation", "none", "--report_to", "none"]
     flags += ["--max_steps", str(steps), "--per_device_train_batch_size", "8", "--learning_rate", "1e-3"]
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
     flags += ["--logging_steps", "50", "--lr_scheduler_type", "cosine", "--shown_images", "0"]

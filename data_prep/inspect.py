@@ -81,7 +81,7 @@ def annotated_parts(
         rows.append((part, f"{len(images):,}", *(f"{count:,}" for count in boxes)))
         there = [name for name, count in zip(CLASS_NAMES, boxes, strict=True) if count]
         if len(there) == 1 and (part, there[0]) not in labelled:
-            (missing,) = set(CLASS_NAMES) - set(there)
+            missing = " or ".join(name for name in CLASS_NAMES if name not in there)
             advice = f"if {missing}s were not annotated there, say so with `--labelled '{part}={there[0]}'`"
             warnings.append(f"warning: {len(images):,} images {part} have no {missing} box; {advice}")
     return rows[: PARTS_SHOWN + 1], warnings

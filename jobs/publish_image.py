@@ -22,7 +22,7 @@ from huggingface_hub import HfApi
 from jobs.job import ask, run_command, say
 from jobs.preflight import READY
 from recipe.hub import check_write_access
-from recipe.version import commit, lock
+from recipe.record import commit, lock
 
 ROOT = Path(__file__).parent.parent
 FILES = ("LICENSE", "pyproject.toml", "requirements.lock", "uv.lock", ".dockerignore")

@@ -8,20 +8,19 @@ What transformers allows and this recipe does not honour is refused here, before
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from recipe.config import METRICS, PILOT_CPU, PILOT_TRAINING, RANGES, TRAINING, Config, split_flags
-from recipe.schema import UserError
+from recipe.config import PILOT_CPU, PILOT_TRAINING, RANGES, TRAINING, Config, check_ranges, did_you_mean, split_flags
+from recipe.schema import CLASS_NAMES, UserError
 
 # Flags of TrainingArguments that would do nothing here, or harm: refused, with what holds instead.
 REFUSED: dict[str, str] = {
@@ -45,19 +44,12 @@ REFUSED: dict[str, str] = {
     "deepspeed": "every GPU holds the whole model",
 }
 
-# What other trainers call a flag of ours.
-ELSEWHERE: dict[str, str] = {
-    "--lr": "--learning_rate",
-    "--batch": "--per_device_train_batch_size",
-    "--batch_size": "--per_device_train_batch_size",
-    "--epochs": "--num_train_epochs",
-    "--workers": "--dataloader_num_workers",
-    "--imgsz": "--shortest_edge and --longest_edge",
-    "--patience": "--early_stopping_patience",
-    "--device": "CUDA_VISIBLE_DEVICES in the environment, or --use_cpu true",
-}
-
-
+# What an evaluation logs as eval_*, and --metric_for_best_model may be.
+METRICS = (
+    *["map", "map_50", "map_75", "map_small", "map_medium", "map_large", "map_max300"],
+    *["mar_1", "mar_10", "mar_100", "mar_300", "mar_small", "mar_medium", "mar_large"],
+    *(f"{name}_{of}" for name in ("map", "map_50", "mar_100", "mr2", "ji") for of in CLASS_NAMES),
+)
 HELP = "`recipe train --help` lists the recipe's flags"
 
 
@@ -71,9 +63,7 @@ class Arguments(TrainingArguments, Config):
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
-        for name, allowed in RANGES.items():
-            if (value := getattr(self, name)) is not None:
-                allowed.check(name, value)
+        check_ranges(vars(self), RANGES)
         compiled = bool(vars(self)["torch_compile"])
         self.torch_compile = False  # transformers would compile the loss too: minutes
         TrainingArguments.__post_init__(self)
@@ -102,31 +92,23 @@ def parse(argv: Sequence[str], *, on_gpu: bool | None = None) -> Arguments:
 
     parser.error = refuse
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
-    defaults = TRAINING | (PILOT_TRAINING if own["preset"] == "pilot" else {})
+    pilot = own.get("preset") == "pilot"
+    defaults = TRAINING | (PILOT_TRAINING if pilot else {})
     if gpu:
         defaults = defaults | {"accelerator_config": {"non_blocking": True}}  # pinned memory: copies wait for nothing
     parser.set_defaults(**defaults, bf16=gpu, use_cpu=not gpu, disable_tqdm=not sys.stderr.isatty())
     values, unknown = parser.parse_known_args(rest)
     if unknown:
-        raise UserError(f"unknown flag {unknown[0]}.{closest(unknown[0], vars(values))} {HELP}")
+        raise UserError(f"unknown flag {unknown[0]}{did_you_mean(unknown[:1], list(vars(values)))}. {HELP}")
     check(values, parser)
     if on_gpu is not None:  # what the device itself can do is asked where the run is
         values.use_cpu, values.tf32 = True, None
-    untouched = (own["shortest_edge"], own["longest_edge"]) == (Config.shortest_edge, Config.longest_edge)
-    if own["preset"] == "pilot" and untouched and not gpu:
+    if pilot and not gpu and not own.keys() & PILOT_CPU:
         own |= PILOT_CPU
     try:
         return Arguments(**vars(values) | own)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(f"{str(error).splitlines()[0]}. {HELP}") from error
-
-
-def closest(flag: str, known: dict[str, Any]) -> str:
-    """A hint at the flags that may have been meant."""
-    flag = flag.split("=")[0]
-    names = [f"--{name}" for name in known] + [f"--{field.name}" for field in fields(Config)]
-    close = [ELSEWHERE[flag]] if flag in ELSEWHERE else difflib.get_close_matches(flag, names, n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def check(values: Namespace, parser: ArgumentParser) -> None:
@@ -140,8 +122,8 @@ def check(values: Namespace, parser: ArgumentParser) -> None:
     if values.save_strategy == "best":
         raise UserError("--save_strategy best: a stopped run would fall back to its best epoch; give epoch or steps")
     metric = values.metric_for_best_model.removeprefix("eval_")
-    if metric not in METRICS.split():
-        allowed = ", ".join(f"eval_{name}" for name in METRICS.split())
+    if metric not in METRICS:
+        allowed = ", ".join(f"eval_{name}" for name in METRICS)
         raise UserError(f"--metric_for_best_model {values.metric_for_best_model}: give one of {allowed}")
     values.report_to = values.report_to.split(",")
     missing = {*values.report_to} - {"none", "all", *get_available_reporting_integrations()}

@@ -1,10 +1,9 @@
-"""Every default of the recipe, once, with its reason and what is allowed.
+"""Every default of the recipe, once, with its reason and what is allowed; and the flags of `recipe train`.
 
     recipe train --preset full --data DIR_OR_REPO --learning_rate 5e-5
 
-`Config` holds the recipe's own flags; `TRAINING` holds the values that replace a default of transformers'
-`TrainingArguments`, and `RANGES` what is allowed of those. `recipe.arguments` makes one object of both.
-Standard library only: `--help` and the launcher must answer at once.
+`Config` holds the recipe's own flags, `TRAINING` and `RANGES` what is changed of transformers' `TrainingArguments`.
+Standard library only: `--help` and the launcher answer at once.
 """
 
 from __future__ import annotations
@@ -12,32 +11,38 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 DEADLINE_EXIT = 75  # EX_TEMPFAIL, of `recipe train`: not finished, the same command resumes
 PATCH = 16  # side of a patch of the backbone, in pixels
 DIVERGED_EXIT = 70  # EX_SOFTWARE: a loss, an evaluation or a weight is not finite
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True)
+class Range:
     """What is allowed of a number, in the words of an error."""
 
     least: float
     most: float
     open: bool = False  # `least` itself is not allowed
 
-    def check(self, flag: str, value: float) -> None:
-        """Raises ValueError where the value is not allowed."""
-        above = self.least < value if self.open else self.least <= value
-        if not (above and value <= self.most):  # NaN compares false
-            raise ValueError(f"--{flag} {value}: must be {self}")
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most and not (self.open and value == self.least)
 
     def __str__(self) -> str:
         return (
-            f"{'above' if self.open else 'from'} {self.least:g} {'and at most' if self.open else 'to'} {self.most:g}"
+            f"above {self.least:g} and at most {self.most:g}" if self.open else f"from {self.least:g} to {self.most:g}"
         )
+
+
+def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range | None]) -> None:
+    """Raises ValueError for the first of the values that is given and not allowed."""
+    for flag, allowed in ranges.items():
+        value = values.get(flag)
+        if value is not None and allowed is not None and value not in allowed:  # NaN is in none
+            raise ValueError(f"--{flag} {value}: must be {allowed}")
 
 
 SHARE, COUNT = Range(0, 1), Range(1, 1e9)
@@ -61,11 +66,7 @@ class Config:
     push_minutes: float = _flag(10.0, "time for one push; then training continues, and it is sent later", HOURS)
     max_train_images: int | None = _flag(None, "use only so many training images, drawn by --seed", COUNT)
     max_val_images: int | None = _flag(None, "use only so many validation images, drawn by --seed", COUNT)
-    eval_images: int | None = _flag(
-        None,
-        "evaluate all epochs but the last on so many images, drawn by --seed; the last and the best on all",
-        COUNT,
-    )
+    eval_images: int | None = _flag(None, "evaluate on so many, drawn by --seed; the last and the best on all", COUNT)
     early_stopping_patience: int | None = _flag(None, "stop after so many evaluations without a better one", COUNT)
     shown_images: int = _flag(4, "validation images drawn and logged at every evaluation; 0 for none", Range(0, 100))
 
@@ -74,9 +75,7 @@ class Config:
     # COCO's detector knows persons: from scratch DETR's mAP stays near 0 for tens of epochs on one's own data.
     detr_init: str = _flag("facebook/detr-resnet-50", "COCO DETR for encoder and decoder; `none` for scratch")
     init_from: str | None = _flag(None, "start from a detector of this recipe: a run's folder, a checkpoint or a repo")
-    detector: Literal["detr", "deformable"] = _flag(
-        "detr", "DETR on the last layer of the backbone, or Deformable DETR on four, with 900 queries unless you say"
-    )
+    detector: Literal["detr", "deformable"] = _flag("detr", "the latter reads four layers and has 900 queries")
     num_queries: int = _flag(300, "boxes that an image can have at most", Range(1, 3000))
     encoder_layers: int = _flag(6, "0 decodes straight from the frozen features (the ablation)", Range(0, 24))
     decoder_layers: int = _flag(6, "each has its own loss: deep supervision is always on", Range(1, 24))
@@ -86,8 +85,8 @@ class Config:
     shortest_edge: int = _flag(960, "images are resized so that the shortest side has so many pixels", EDGE)
     longest_edge: int = _flag(1536, "... unless the longest would pass this", EDGE)
 
-    augment: bool = _flag(True, "flip and affine; crops would cut crowds apart")
-    augmentation: str | None = _flag(None, "your own instead: a YAML or JSON file as albumentations writes it")
+    # No crops: they cut crowds apart.
+    augmentation: str | None = _flag(None, "your own, a file as albumentations writes it, or `none`; else these:")
     hflip: float = _flag(0.5, "probability of a horizontal flip", SHARE)
     affine: float = _flag(0.4, "probability of an affine transformation", SHARE)
     rotate: float = _flag(5.0, "degrees, to either side", Range(0, 180))
@@ -99,11 +98,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for flag in fields(Config):
-            value, allowed = getattr(self, flag.name), flag.metadata["range"]
-            if value == "":
+            if getattr(self, flag.name) == "":
                 raise ValueError(f"--{flag.name} '': must not be empty; leave the flag out for its default")
-            if allowed is not None and value is not None:
-                allowed.check(flag.name, value)
+        check_ranges(vars(self), {flag.name: flag.metadata["range"] for flag in fields(Config)})
         if self.longest_edge < self.shortest_edge:
             raise ValueError(f"--longest_edge {self.longest_edge} is below --shortest_edge {self.shortest_edge}")
         if self.d_model % 8:
@@ -112,7 +109,7 @@ class Config:
             raise ValueError(f"--scale_min {self.scale_min} is above --scale_max {self.scale_max}")
         if self.preset == "full" and self.data is None:
             raise ValueError(
-                "--data is missing: a packed folder (`python -m data_prep pack YOLO_DIR --out DIR`) or a Hub repo"
+                "--data is missing: a Hub repo, or a folder of `python -m data_prep pack YOLO_DIR --out DIR`"
             )
 
 
@@ -189,45 +186,50 @@ RANGES: dict[str, Range] = {
     "seed": Range(0, 2**32 - 1),
 }
 
-# What an evaluation logs as eval_*, and --metric_for_best_model may be.
-METRICS = """map map_50 map_75 map_small map_medium map_large map_max300 map_person map_head map_50_person map_50_head
-    mar_1 mar_10 mar_100 mar_small mar_medium mar_large mar_300 mar_100_person mar_100_head mr2_person mr2_head
-    ji_person ji_head"""
+# What other trainers call a flag of ours.
+ELSEWHERE: dict[str, str] = {
+    "--lr": "--learning_rate",
+    "--batch": "--per_device_train_batch_size",
+    "--batch_size": "--per_device_train_batch_size",
+    "--epochs": "--num_train_epochs",
+    "--workers": "--dataloader_num_workers",
+    "--imgsz": "--shortest_edge and --longest_edge",
+    "--patience": "--early_stopping_patience",
+    "--device": "CUDA_VISIBLE_DEVICES in the environment, or --use_cpu true",
+}
 
 
-def split_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The recipe's own flags, by name, and those left for TrainingArguments.
+def split_flags(argv: Sequence[str], command: str = "train") -> tuple[dict[str, Any], list[str]]:
+    """The recipe's own flags that are given or preset, by name, and what is left for TrainingArguments.
 
     Exits with code 2 and one line when a flag of the recipe cannot be read or is out of its range.
     """
     # As transformers' own flags, each may be written with dashes too.
     argv = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
-    parser = train_parser()
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    first.add_argument("--detector")
-    chosen = first.parse_known_args(argv)[0]
-    if chosen.preset == "pilot":
-        parser.set_defaults(**PILOT)
-    if chosen.detector == "deformable":
-        parser.set_defaults(**DEFORMABLE)
-    values, rest = parser.parse_known_args(argv)
+    parser = train_parser(command)
+    found, rest = parser.parse_known_args(argv)
+    given = vars(found)
+    pilot = PILOT if given.get("preset") == "pilot" else {}
+    deformable = DEFORMABLE if given.get("detector") == "deformable" else {}
+    values = pilot | deformable | given
     try:
-        Config(**vars(values))
+        Config(**values)
     except ValueError as error:
         parser.error(f"{error}{did_you_mean(rest)}")
-    return vars(values), rest
+    return values, rest
 
 
-def did_you_mean(words: Sequence[str]) -> str:
-    """A hint for each of the words that is nearly a flag of the recipe."""
-    known = [f"--{flag.name}" for flag in fields(Config)]
-    close = {word: difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.8) for word in words}
-    return "".join(f". Did you mean {hint[0]} by {word}?" for word, hint in close.items() if hint)
+def did_you_mean(words: Sequence[str], names: Sequence[str] = ()) -> str:
+    """A hint for each of the words that is nearly a flag of the recipe, or one of the other `names`."""
+    known, hints = [f"--{name}" for name in (*(flag.name for flag in fields(Config)), *names)], ""
+    for flag in (word.split("=")[0] for word in words):
+        close = [ELSEWHERE[flag]] if flag in ELSEWHERE else difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
+        hints += f". Did you mean {close[0]} by {flag}?" if close else ""
+    return hints
 
 
-def train_parser(command: str = "train") -> argparse.ArgumentParser:
-    """The recipe's own flags as argparse knows them, built from `Config`."""
+def train_parser(command: str) -> argparse.ArgumentParser:
+    """The recipe's own flags as argparse knows them, built from `Config`; it returns those that are given."""
     parser = argparse.ArgumentParser(
         prog=f"recipe {command}",
         usage=f"recipe {command} [--preset pilot] --data DIR_OR_REPO [--output_dir DIR] [--FLAG VALUE ...]",
@@ -235,12 +237,13 @@ def train_parser(command: str = "train") -> argparse.ArgumentParser:
         epilog="Every flag of transformers' TrainingArguments works too (--learning_rate 5e-5, --push_to_hub ...). "
         "Replaced defaults: " + ", ".join(f"{name} {value}" for name, value in TRAINING.items()),
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
     hints = get_type_hints(Config)
     for flag in fields(Config):
-        text = flag.metadata["help"]
-        parser.add_argument(f"--{flag.name}", default=flag.default, help=text, **_argument(hints[flag.name]))
+        allowed = flag.metadata["range"]
+        text = f"{flag.metadata['help']} (default: {flag.default}{f'; {allowed}' if allowed else ''})"
+        parser.add_argument(f"--{flag.name}", help=text, **_argument(hints[flag.name]))
     return parser
 
 
@@ -248,13 +251,4 @@ def _argument(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     kind = next((part for part in get_args(hint) if part is not type(None)), hint)  # `int | None` -> int
-    if kind is bool:
-        return {"type": _boolean, "nargs": "?", "const": True, "metavar": "true|false"}
     return {"type": kind, "metavar": kind.__name__.upper()}
-
-
-def _boolean(text: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return words[text.lower()]

@@ -6,13 +6,14 @@ recipe doctor --data USER/CROWD --hub_model_id USER/MODEL --output_dir outputs/r
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,50 +37,65 @@ IMPORTS = ("torch", "torchvision", "transformers", "datasets", "accelerate", "al
 MIN_DISK = 10 * GIB  # ViT-L once, and 8 checkpoints of the trained part with its optimizer
 # CUDA major version of the locked torch -> oldest NVIDIA driver that runs it (NVIDIA's CUDA compatibility table).
 OLDEST_DRIVER = {12: 525, 13: 580}
-Finding = tuple[str, bool | None, str]  # what, fine (None: worth knowing), in words
+# GB of a training with ViT-L, by arithmetic: libraries, weights and optimizer; and each million pixels of a batch, of
+# which benchmarks/step_budget.py counts 0.35 kept for backward.
+FIXED_GB, GB_PER_MEGAPIXEL = 3.0, 0.38
+Finding = tuple[bool | None, str]  # fine (None: worth knowing), in words
 
 
-def doctor(flags: Sequence[str]) -> int:
+def doctor(options: argparse.Namespace) -> int:
     """Print a row for each check, as it is made. Returns 1 if any would stop a training."""
-    given = any(word.split("=")[0] in ("--data", "--preset") for word in flags)
-    args = parse([*flags] if given else ["--preset", "pilot", *flags])
-    checks = [imports(), gpu(), disk(Path(args.output_dir)), data(args), weights(args), repos(args), memory(args)]
+    flags = options.flags
+    if not any(word.split("=")[0] in ("--data", "--preset") for word in flags):
+        flags = ["--preset", "pilot", *flags]
     console, failed = Console(), 0
     with short_timeouts():
-        for what, fine, words in chain.from_iterable(checks):
+        for what, check in checks(parse(flags)):
+            try:
+                fine, words = check()
+            except UserError as error:
+                fine, words = False, str(error)
             row = Table(box=None, show_header=False)  # one for each: the next check may take a while
-            for width in (5, 15, None):
+            for width in (5, 16, None):
                 row.add_column(width=width, overflow="fold")
             row.add_row({True: "[green]ok", False: "[red]FAILS", None: "[yellow]note"}[fine], what, Text(words))
             console.print(row)
             failed += fine is False
-    command = shlex.join(["recipe", "train", *([] if given else ["--preset", "pilot"]), *flags])
-    print(f"{failed} to mend" if failed else f"ready: {command}")
+    print(f"{failed} to mend" if failed else f"ready: {shlex.join(['recipe', 'train', *flags])}")
     return int(failed > 0)
 
 
-def imports() -> Iterator[Finding]:
-    """The libraries that fail late or turn silently into slower ones when they are missing."""
+def checks(args: Arguments) -> Iterator[tuple[str, Callable[[], Finding]]]:
+    """What is looked at, and how; a check that raises UserError has failed."""
     for name in IMPORTS:
-        try:
-            module = importlib.import_module(name)
-        except ImportError as error:
-            yield name, False, f"cannot be imported ({error}); run `make setup`"
-        else:
-            yield name, True, str(getattr(module, "__version__", "there"))
+        yield name, partial(library, name)
+    yield "driver", lambda: driver(torch.version.cuda, installed_driver())
+    yield "device", lambda: (True if torch.cuda.is_available() else None, device())
+    yield "output_dir", partial(disk, Path(args.output_dir))
+    for flag in ["init_from"] if args.init_from else ["backbone", "detr_init"]:
+        if (name := getattr(args, flag)) not in ("tiny", "none"):
+            yield flag, partial(weights, flag, name)
+    for kind, name in {"model": args.hub_model_id, "space": args.trackio_space_id}.items():
+        if name:
+            yield f"{kind} repo", partial(repo, kind, name, args.hub_token)
+    if args.data:
+        splits: dict[str, CrowdDataset] = {}
+        yield "data train", partial(data, args, "train", splits)
+        yield "data validation", partial(data, args, "validation", splits)
+        if len(splits) == 2:
+            yield "memory", partial(memory, args, splits["train"])
+            yield "hours", partial(hours, args, **splits)
 
 
-def gpu() -> Iterator[Finding]:
-    """GPU, memory, and whether the driver is new enough for the locked CUDA."""
-    yield "driver", *driver(torch.version.cuda, installed_driver())
-    for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        yield f"GPU {index}", True, f"{found.name}, {found.total_memory / GIB:.0f} GiB"
-    if not torch.cuda.is_available():
-        yield "GPU", None, "none visible: training runs on the CPU, fit for the pilot only"
+def library(name: str) -> Finding:
+    """One of those that fail late or turn silently into slower ones when they are missing."""
+    try:
+        return True, str(getattr(importlib.import_module(name), "__version__", "there"))
+    except ImportError as error:
+        return False, f"cannot be imported ({error}); run `make setup`"
 
 
-def driver(cuda: str | None, installed: str | None) -> tuple[bool | None, str]:
+def driver(cuda: str | None, installed: str | None) -> Finding:
     """Whether NVIDIA driver `installed` ("580.95.05") runs a torch built for `cuda` ("13.2")."""
     if cuda is None:
         return None, "this torch is built without CUDA"
@@ -100,81 +116,68 @@ def installed_driver() -> str | None:
     return lines[0] if lines else None
 
 
-def disk(folder: Path) -> Iterator[Finding]:
+def disk(folder: Path) -> Finding:
     """Room and the right to write where the run will be."""
     there = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        yield "disk", False, f"{folder}: cannot be written ({error.strerror}); give another `--output_dir`"
-        return
+        return False, f"{folder}: cannot be written ({error.strerror}); give another `--output_dir`"
     free = shutil.disk_usage(there).free
-    yield "disk", free >= MIN_DISK, f"{free / GIB:.0f} GiB free at {there}, {MIN_DISK / GIB:.0f} are needed"
+    return free >= MIN_DISK, f"{free / GIB:.0f} GiB free at {there}, {MIN_DISK / GIB:.0f} are needed"
 
 
-def data(args: Arguments) -> Iterator[Finding]:
-    """Both splits open and hold the columns of the contract."""
-    for split in ("train", "validation") if args.data else ():
-        try:
-            _, annotations, _ = load_split(str(args.data), split, revision=args.data_revision)
-        except UserError as error:
-            yield f"data {split}", False, str(error)
-        else:
-            yield f"data {split}", True, f"{len(annotations)} images, {int(annotations.counts.sum())} boxes"
-
-
-def weights(args: Arguments) -> Iterator[Finding]:
-    """Everything that is loaded is in reach: a folder, or a repo, whose licence was accepted where it is gated."""
-    for flag in ("backbone", "detr_init", "init_from"):
-        name = getattr(args, flag)
-        if name in (None, "tiny", "none") or (flag != "init_from" and args.init_from):
-            continue
-        if Path(name).is_dir():
-            there = any(Path(name).glob("*.safetensors"))
-            yield flag, there, name if there else f"{name} holds no safetensors file"
-        elif not is_repo_id(name):
-            yield flag, False, f"{name}: neither a folder nor the USER/NAME of a Hub repo; give `--{flag} DIR`"
-        else:
-            try:
-                yield flag, True, check_read_access(name)
-            except UserError as error:
-                optional = flag == "detr_init"  # without it the training starts from scratch, and says so
-                yield flag, None if optional else False, f"{error}; or give `--{flag} DIR`"
-
-
-def repos(args: Arguments) -> Iterator[Finding]:
-    """The token may write where the run will push: found now, not at the first upload."""
-    for kind, name in {"model": args.hub_model_id, "space": args.trackio_space_id}.items():
-        if name:
-            try:
-                yield f"{kind} repo", True, check_write_access(name, kind, args.hub_token)
-            except UserError as error:
-                yield f"{kind} repo", False, str(error)
-
-
-def memory(args: Arguments) -> Iterator[Finding]:
-    """The batch that fits, tried with random weights of ViT-L's shape; and the hours that the run takes."""
-    if not args.data:
-        return
+def weights(flag: str, name: str) -> Finding:
+    """A folder with weights, or a repo within reach, whose licence was accepted where it is gated."""
+    if Path(name).is_dir():
+        there = any(Path(name).glob("*.safetensors"))
+        return there, name if there else f"{name} holds no safetensors file"
+    if not is_repo_id(name):
+        return False, f"{name}: neither a folder nor the USER/NAME of a Hub repo; give `--{flag} DIR`"
     try:
-        (source, train, _), (_, validation, _) = (load_split(args.data, split) for split in ("train", "validation"))
-    except UserError:
-        return  # `data` has said why
-    if not torch.cuda.is_available():
-        yield "memory", None, "without a GPU there is nothing to try; ViT-L at 960x1536 takes about 4 GB at batch 2"
-    else:
+        return True, check_read_access(name)
+    except UserError as error:
+        optional = flag == "detr_init"  # without it the training starts from scratch, and says so
+        return None if optional else False, f"{error}; or give `--{flag} DIR`"
+
+
+def repo(kind: str, name: str, token: str | None) -> Finding:
+    """The token may write where the run will push: found now, not at the first upload."""
+    return True, check_write_access(name, kind, token)
+
+
+def data(args: Arguments, split: str, splits: dict[str, CrowdDataset]) -> Finding:
+    """Open a split into `splits`; it holds the columns of the contract."""
+    limit = {"train": args.max_train_images, "validation": args.max_val_images}[split]
+    source, annotations, _ = load_split(
+        str(args.data), split, revision=args.data_revision, limit=limit, seed=args.seed
+    )
+    splits[split] = CrowdDataset(source, annotations, Geometry(args.shortest_edge, args.longest_edge))
+    return True, f"{len(annotations)} images, {int(annotations.counts.sum())} boxes"
+
+
+def memory(args: Arguments, train: CrowdDataset) -> Finding:
+    """The batch that fits, tried with random weights of ViT-L's shape; without a GPU what it needs by arithmetic."""
+    if torch.cuda.is_available():
         model = DETECTORS[args.detector](detector_config(args, large_backbone()))
         freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
-        dataset = CrowdDataset(source, train, Geometry(args.shortest_edge, args.longest_edge))
-        try:
-            size = find_batch_size(args, model, build_processor(args, large_backbone()), dataset)
-            yield "memory", True, f"the densest images fit at batch {size} x {args.gradient_accumulation_steps}"
-        except UserError as error:
-            yield "memory", False, str(error)
-    estimate = Pace.computed(device(), len(train), len(validation), args.num_train_epochs)
-    if estimate is not None:
-        yield (
-            "hours",
-            None,
-            f"about {estimate.hours:.0f} for {estimate.epochs:g} epochs, by arithmetic (docs/guide.md)",
-        )
+        size = find_batch_size(args, model, build_processor(args, large_backbone()), train)
+        return True, f"the densest images fit at batch {size} x {args.gradient_accumulation_steps}"
+    largest = train.annotations.sizes(train.geometry).prod(axis=1).max() / 1e6
+    batch = args.per_device_train_batch_size
+    needed = FIXED_GB + GB_PER_MEGAPIXEL * largest * batch
+    return (
+        None,
+        f"about {needed:.1f} GB of a GPU at batch {batch} of {largest:.2f} Mpixels, by arithmetic for ViT-L",
+    )
+
+
+def hours(args: Arguments, train: CrowdDataset, validation: CrowdDataset) -> Finding:
+    """How long the run takes, by the rate that arithmetic gives a card, and the size of these images."""
+    card = device() if torch.cuda.is_available() else "1 x A10G"
+    evaluated = min(args.eval_images or len(validation), len(validation))
+    pace = Pace.computed(card, len(train), evaluated, args.num_train_epochs)
+    if pace is None:
+        return None, f"no rate is known for {card}; the log says it after 50 steps"
+    size = train.annotations.sizes(train.geometry).prod(axis=1).mean() / (960 * 1536)  # the rates are of this one
+    return None, f"about {pace.hours * size:.1f} for {pace.epochs:g} epochs on {card}, by arithmetic (docs/guide.md)"

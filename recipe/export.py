@@ -22,9 +22,9 @@ from recipe.config import PATCH
 from recipe.model.checkpoint import load_detector, load_processor
 from recipe.model.detector import Detector
 from recipe.prediction.predictor import class_thresholds
+from recipe.record import describe
 from recipe.schema import CLASS_NAMES, UserError
 from recipe.training.run import writable
-from recipe.version import describe
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 CHECKED = ((1, 320, 480), (2, 544, 224))  # batch, height, width: neither is traced, and large ones differ no more

@@ -1,23 +1,27 @@
-"""run.json: what made a run, read and written here alone; and the rows of metrics.jsonl.
+"""run.json: what made a run, read and written here alone; the rows of metrics.jsonl; and which recipe this is.
 
     record = RunRecord.read(Path("outputs/run"))    # None where there is no run
-    record.settings["learning_rate"], record.dataset["train"]["images"]
-    read_log(Path("outputs/run"))[-1]["eval_map"]
+    record.settings["learning_rate"], read_log(Path("outputs/run"))[-1]["eval_map"]
 
 Standard library only: the launcher reads it too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from recipe.schema import UserError
 
+ROOT = Path(__file__).parent.parent
 RUN_FILE = "run.json"
 LOG_FILE = "metrics.jsonl"
 TOKEN_FLAG = r"--[\w-]*token[\w-]*"
@@ -61,9 +65,7 @@ class RunRecord:
                 found["fixed_settings"] = found.pop("identity")
             return cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{path}: cannot be read as the record of a run ({error}); restore or delete it"
-            ) from error
+            raise UserError(f"{path}: is no record of a run ({error}); restore or delete it") from error
 
     def write(self, folder: Path) -> None:
         """Write FOLDER/run.json, all of it or nothing."""
@@ -78,10 +80,9 @@ class RunRecord:
             UserError: naming each setting that differs.
         """
         found = self.fixed_settings
+        shared = sorted(found.keys() & expected.keys())
         differing = [
-            f"{name} was {found[name]}, now {expected[name]}"
-            for name in sorted(found.keys() & expected.keys())
-            if found[name] != expected[name]
+            f"{name} was {found[name]}, now {expected[name]}" for name in shared if found[name] != expected[name]
         ]
         if differing:
             raise UserError(
@@ -108,3 +109,29 @@ def without_tokens(argv: Sequence[str]) -> list[str]:
         re.sub(f"^({TOKEN_FLAG}=).+", r"\1...", word) if not re.fullmatch(TOKEN_FLAG, before) else "..."
         for before, word in zip(["", *argv], argv, strict=False)
     ]
+
+
+def describe() -> str:
+    """`recipe --version`, in one line."""
+    return f"recipe {version('recipe')}, commit {commit()}, lock {lock()}"
+
+
+def commit() -> str:
+    """The git commit: from the image's environment, or of the checkout that it lies in; "-dirty" where it differs."""
+    if "RECIPE_COMMIT" in os.environ:
+        return os.environ["RECIPE_COMMIT"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def lock() -> str:
+    """The first 12 digits of the sha256 of requirements.lock, which names every wheel by hash."""
+    if "RECIPE_LOCK" in os.environ:
+        return os.environ["RECIPE_LOCK"]
+    try:
+        return hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()[:12]
+    except OSError:
+        return "unknown"

@@ -6,6 +6,7 @@ recipe train --data DIR_OR_REPO --output_dir outputs/run
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import shlex
@@ -14,86 +15,99 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
-from recipe.arguments import Arguments
+from recipe.arguments import Arguments, parse
 from recipe.config import DEADLINE_EXIT, DIVERGED_EXIT
 from recipe.data.annotations import Annotations
 from recipe.doctor import driver, installed_driver
 from recipe.evaluation.metrics import DetectionMetrics
-from recipe.hub import newest_commit
 from recipe.model.checkpoint import BACKBONE_FILE, init_from, load_detector, write_backbone
 from recipe.model.detector import Detector, build_detector, build_processor, freeze
 from recipe.record import RUN_FILE, RunRecord, read_log, without_tokens
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
-from recipe.schema import CLASS_NAMES
 from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint, seal_old_checkpoints
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
 from recipe.training.memory import find_batch_size
+from recipe.training.processes import run_on_all
 from recipe.training.push import Push, RunRepo, open_run, report_unpushed
-from recipe.training.run import check_run_folder, fixed_settings, lock_run_folder, write_record
+from recipe.training.run import (
+    check_run_folder,
+    check_shared,
+    fix_revisions,
+    fixed_settings,
+    lock_run_folder,
+    write_record,
+)
 from recipe.training.splits import Splits, load_splits
 from recipe.training.trainer import CrowdTrainer, Diverged
 
 logger = logging.getLogger(__name__)
 
 
-def train(args: Arguments) -> int:
-    """Train, keep the best model, write the report. Returns the exit code: 0, or 75 when the time was up."""
-    say_driver()
-    if "JOB_ID" in os.environ and args.max_hours is None and args.max_steps < 0:
-        logger.warning(
-            "a job of HF Jobs is killed at its timeout: give --max_hours, an hour below `hf jobs run --timeout`"
-        )
-    folder, expected = Path(args.output_dir), fixed_settings(args)
-    repo = open_repo(args)
-    pin_revisions(args, repo)
-    lock = lock_run_folder(folder) if args.should_save else None  # kept open: ours until this process ends
+def start(options: argparse.Namespace) -> int:
+    """`recipe train`: in this process, or in one for each GPU. Returns the exit code."""
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and "LOCAL_RANK" not in os.environ:
+        return run_on_all(gpus, ["train", *options.flags])
+    return train(parse(options.flags))
 
+
+def train(args: Arguments) -> int:
+    """Train, keep the best model, write the report. Returns the exit code: 0, 3, 70 or 75."""
+    # 1. The run: its folder and its repo, which are no other run's.
+    folder, expected = Path(args.output_dir), fixed_settings(args)
+    warn_of_machine(args)
+    repo = open_repo(args)
+    fix_revisions(args, repo.record if repo is not None else None)
+    lock = lock_run_folder(folder) if args.should_save else None  # kept open: ours until this process ends
+    check_shared(folder, lock)
+
+    # 2. The data, and how far a run on the same data has come.
     data = load_splits(args)
     expected |= {"dataset": data.record["fixed"]}
     checkpoint = find_checkpoint(args, repo, expected)
 
+    # 3. The model, and the batch size that fits.
     set_seed(args.seed)
     model, processor = build_model(args, data.train.annotations, checkpoint)
     if args.should_save:  # before any other file: a folder without its record is not resumed
         write_record(folder, args, expected, data.record)
     model = freeze_and_save_backbone(model, args, folder)
-    metrics, deadline = DetectionMetrics(num_queries=args.num_queries), Deadline(args.max_hours)
-    callbacks = make_callbacks(args, data, metrics, repo, checkpoint)
     if torch.cuda.is_available():
         find_batch_size(args, model, processor, data.train, grow=checkpoint is None)
-    trainer = CrowdTrainer(
-        args, model, processor, data.train, data.validation, metrics, [*callbacks, deadline], part=data.part
-    )
+
+    # 4. The training.
+    metrics, deadline = DetectionMetrics(num_queries=args.num_queries), Deadline(args.max_hours)
+    callbacks = [*make_callbacks(args, data, metrics, repo, checkpoint), deadline]
+    trainer = CrowdTrainer(args, model, processor, data.train, data.validation, metrics, callbacks, part=data.part)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Diverged as error:
         logger.error("error: %s", error)
         return DIVERGED_EXIT
-    if deadline.reason is not None:
-        if trainer.is_world_process_zero():
-            logger.warning("stopped: %s; the same command resumes from %s", deadline.reason, last_checkpoint(folder))
-        if repo is not None:
-            report_unpushed(repo.unpushed(folder), folder)
-        return DEADLINE_EXIT
-    code = finish(trainer, repo)
-    del lock
-    return code
+
+    # 5. The best model and its report; or not yet.
+    if deadline.reason is None:
+        return finish(trainer, repo)
+    logger.warning("stopped: %s; the same command resumes from %s", deadline.reason, last_checkpoint(folder))
+    if repo is not None:
+        report_unpushed(repo.unpushed(folder), folder)
+    return DEADLINE_EXIT
 
 
-def say_driver() -> None:
-    """One line where there is an NVIDIA driver: too old for the locked CUDA, it would only show as a missing GPU."""
+def warn_of_machine(args: Arguments) -> None:
+    """A driver too old for the locked CUDA would only show as a missing GPU, and a job's timeout as a killed run."""
     fine, words = driver(torch.version.cuda, installed_driver())
     if fine is not None:
         logger.log(logging.INFO if fine else logging.WARNING, "driver %s", words)
+    if "JOB_ID" in os.environ and args.max_hours is None and args.max_steps < 0:
+        logger.warning("HF Jobs kills a job at its timeout: give --max_hours, an hour below `hf jobs run --timeout`")
 
 
 def open_repo(args: Arguments) -> RunRepo | None:
@@ -108,24 +122,10 @@ def open_repo(args: Arguments) -> RunRepo | None:
     return repo
 
 
-def pin_revisions(args: Arguments, repo: RunRepo | None) -> None:
-    """Branches become commits: those of the run that is resumed, else today's. The same on every process."""
-    earlier = (repo.record if repo is not None else None) or RunRecord.read(Path(args.output_dir))
-    if earlier:
-        backbone = earlier.settings["backbone_revision"]
-    else:
-        backbone = newest_commit(args.backbone, args.backbone_revision, "model")
-    if earlier and earlier.settings["data"] == args.data:
-        data = earlier.dataset["revision"]
-    else:  # or a push to the dataset between the two downloads would give its splits from two commits
-        data = newest_commit(args.data or "", args.data_revision, "dataset")
-    args.backbone_revision, args.data_revision = broadcast_object_list([backbone, data])
-
-
 def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str, Any]) -> Path | None:
     """The last complete checkpoint of this run, here or on the Hub; None to start anew."""
     folder = Path(args.output_dir)
-    with args.main_process_first(desc="the checkpoint to resume from"):
+    with args.main_process_first(local=False, desc="the checkpoint to resume from"):
         if args.should_save:
             if repo is not None:
                 repo.restore(folder, expected)
@@ -144,15 +144,8 @@ def build_model(args: Arguments, annotations: Annotations, checkpoint: Path | No
     elif args.init_from is not None:
         model = init_from(args.init_from, args)
     else:
-        model = build_detector(args, class_prior(annotations, args.num_queries))
+        model = build_detector(args, annotations.class_prior(args.num_queries))
     return model, build_processor(args, model.config.backbone_config)
-
-
-def class_prior(annotations: Annotations, num_queries: int) -> list[float]:
-    """Expected share of each class, and of "no object", among the queries."""
-    boxes = np.bincount(annotations.labels, minlength=len(CLASS_NAMES)) / max(len(annotations), 1)
-    shares = (boxes / num_queries).clip(max=0.9 / len(CLASS_NAMES)).tolist()
-    return [*shares, 1 - sum(shares)]
 
 
 def freeze_and_save_backbone(model: Detector, args: Arguments, folder: Path) -> Detector:
@@ -172,13 +165,9 @@ def make_callbacks(
     """What observes the run, in the order in which it is called: a checkpoint is sealed, gets its card, is pushed."""
     flags = shlex.join(without_tokens(sys.argv)[2:])
     command = f"python jobs/launch.py --flavor a10g-large --pace-from {args.output_dir} -- {flags}"
-    callbacks: list[TrainerCallback] = [
-        ResumeCheck(checkpoint),
-        MetricsLog(),
-        PaceLog(len(data.train), len(data.validation), command),
-        Pictures(metrics, data.part or data.validation, args.shown_images),
-        Seal(),
-    ]
+    pictures = Pictures(metrics, data.part or data.validation, args.shown_images)
+    pace = PaceLog(len(data.train), len(data.validation), command)
+    callbacks: list[TrainerCallback] = [ResumeCheck(checkpoint), MetricsLog(), pace, pictures, Seal()]
     if repo is not None:
         callbacks += [Card(metrics), Push(repo, args.save_total_limit)]
     if "trackio" in args.report_to:  # the library's own waits for its server, and loses rows

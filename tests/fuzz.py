@@ -38,7 +38,7 @@ from yolo_folder import picture, write_folder
 from data_prep.example import image_size, label_lines, read_labels
 from data_prep.folder import open_folder
 from recipe.arguments import Arguments, parse
-from recipe.cli import build_parser
+from recipe.cli import read_options
 from recipe.data.images import decode
 from recipe.schema import UserError
 
@@ -179,7 +179,7 @@ def flags(rng: random.Random) -> Iterator[Harm]:
     before = dict(os.environ)
     try:
         with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
-            values = vars(parse(words) if train else build_parser().parse_args(words))
+            values = vars(parse(words) if train else read_options(words))
     except UserError as error:
         yield from refusal(error)
         return

@@ -89,7 +89,7 @@ def test_several_gpus_are_no_reason_for_dataparallel(checkpoint, packed, tmp_pat
 def test_no_batch_is_of_nothing(flag, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", "outputs/run", "--data", "packed", flag, "0"])
-    assert f"argument {flag}: '0' is not a whole number from 1" in capsys.readouterr().err
+    assert f"{flag} 0: must be from 1" in capsys.readouterr().err
 
 
 def test_detections_are_saved_as_they_were_found(checkpoint, packed, tmp_path, monkeypatch):

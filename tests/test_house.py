@@ -18,14 +18,13 @@ def tracked(*patterns: str) -> list[Path]:
 # What a folder or file may import of this project, besides its own folder. Everything stands on config and schema,
 # which stand on nothing; data, model and evaluation never import each other, nor do training and report.
 GROUND = {"recipe.config", "recipe.schema", "recipe.files"}
-BELOW = {"recipe.record", "recipe.pace", "recipe.version"} | GROUND  # standard library only
+BELOW = {"recipe.record", "recipe.pace"} | GROUND  # standard library only
 LIBRARY = BELOW | {"recipe.hub", "recipe.data.geometry", "recipe.arguments"}
 ROOMS = LIBRARY | {"recipe.data", "recipe.model", "recipe.evaluation"}
 FLOORS = {
     "recipe/config.py": set(),
     "recipe/schema.py": set(),
     "recipe/files.py": set(),
-    "recipe/version.py": set(),
     "recipe/record.py": GROUND,
     "recipe/pace.py": GROUND,
     "recipe/arguments.py": GROUND,
@@ -39,7 +38,7 @@ FLOORS = {
     "recipe/prediction": ROOMS,
     "recipe": ROOMS | {"recipe.training", "recipe.report", "recipe.prediction", "recipe.doctor"},
     "recipe/cli.py": {"recipe"},
-    "data_prep": GROUND | {"recipe.data.geometry", "recipe.hub", "recipe.version"},
+    "data_prep": GROUND | {"recipe.data.geometry", "recipe.hub"},
     "jobs": {"recipe"},
 }
 PILOT = {"data_prep.sample", "data_prep.shards"}  # the pilot makes its own sample, in one place

@@ -83,6 +83,12 @@ class Annotations:
         boxes = {name: getattr(self, name)[keep] for name in ("boxes_xywh", "labels", "area", "iscrowd")}
         return replace(self, **boxes, offsets=np.append(0, keep.cumsum())[self.offsets])
 
+    def class_prior(self, num_queries: int) -> list[float]:
+        """Expected share of each class, and of "no object", among the queries."""
+        boxes = np.bincount(self.labels, minlength=len(CLASS_NAMES)) / max(len(self), 1)
+        shares = (boxes / num_queries).clip(max=0.9 / len(CLASS_NAMES)).tolist()
+        return [*shares, 1 - sum(shares)]
+
 
 def read_annotations(paths: Sequence[str], where: str, rows: np.ndarray | None = None) -> Annotations:
     """Read every column but the image from Parquet shards, or only these rows of them, rising; check the values.

@@ -25,7 +25,7 @@ COLOR_RANGE = 0.1  # brightness and contrast, to either side
 
 def build_augmentation(config: Config) -> Augmentation | None:
     """The pipeline that the settings ask for, or None. UserError: `--augmentation FILE` cannot be used."""
-    if not config.augment:
+    if config.augmentation == "none":
         return None
     import albumentations as A  # here, because it takes 4 s
     import cv2

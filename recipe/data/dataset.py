@@ -32,8 +32,8 @@ from recipe.schema import UserError
 class RowGroup(Dataset):
     """The photographs of one row group of a shard, read where they lie (datasets' own copy of them was 23 GB).
 
-    Parquet reads the group up to the row asked for: 2 ms with `pack`'s 16 MB, beside 10 ms of decoding. Nothing is
-    kept open, so that forked workers and thousands of shards are no trouble.
+    Parquet reads the group up to the row asked for: 2 ms with `pack`'s 16 MB, beside 10 ms of decoding. Nothing stays
+    open, so that workers can be forked.
     """
 
     path: str
@@ -67,10 +67,10 @@ def load_split(
     if not folder.is_dir():
         files = [f"data/{split}-*.parquet", "manifest.json", "README.md"]
         with as_user_errors(f"--data {data}: neither a folder here ({PACK} makes one) nor a dataset repo of the Hub"):
-            found = huggingface_hub.snapshot_download(
-                data, repo_type="dataset", revision=revision, allow_patterns=files
+            folder = Path(
+                huggingface_hub.snapshot_download(data, repo_type="dataset", revision=revision, allow_patterns=files)
             )
-        folder, commit = Path(found), Path(found).name
+        commit = folder.name
     paths = _find_shards(folder, data, split)
     groups: list[RowGroup] = []
     for path in paths:
@@ -107,12 +107,10 @@ def _find_shards(folder: Path, data: str, split: str) -> list[str]:
 class CrowdDataset(Dataset):
     """Images of a split, resized and augmented, with their boxes.
 
-    A key is an index, or (epoch, index) as the batch sampler gives it: a persistent worker's own copy of this object
-    never learns of a new epoch.
-
-    An item is what `collate` makes labels of, with pixels uint8 [h, w, 3] RGB; boxes are normalised by the image's
-    own resized size (h, w), crowd regions are `ignored`. An image that cannot be trained on is {"error": why, in one
-    line}: an exception would reach the main process as a worker's traceback.
+    A key is an index, or (epoch, index) as the batch sampler gives it: a persistent worker's copy of this object never
+    learns of a new epoch. An item is what `collate` takes, with pixels uint8 [h, w, 3] RGB, boxes normalised by the
+    resized size (h, w), crowd regions as `ignored`; or {"error": why, in one line}: an exception would reach the main
+    process as a worker's traceback.
     """
 
     source: Dataset
@@ -129,7 +127,7 @@ class CrowdDataset(Dataset):
         return len(self.annotations)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's loaders, however often they are wrapped; the batch sampler reads it here."""
+        """Called by accelerate's loaders; the batch sampler reads it here."""
         self.epoch = epoch
 
     def file_name(self, index: int) -> str:

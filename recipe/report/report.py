@@ -14,11 +14,11 @@ from typing import Any
 
 from recipe.data.dataset import CrowdDataset
 from recipe.evaluation.metrics import DetectionMetrics
+from recipe.record import commit
 from recipe.report import pictures, plots, tables
 from recipe.report.advice import next_steps
 from recipe.report.compare import compare_numbers, read_metrics
 from recipe.report.tables import escape, number
-from recipe.version import commit
 
 PICTURES = {  # name of the PNG: title, caption
     "where": (

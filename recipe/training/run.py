@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 
 from recipe.arguments import Arguments
 from recipe.config import Config
-from recipe.record import RunRecord, without_tokens
+from recipe.hub import newest_commit
+from recipe.record import RunRecord, commit, lock, without_tokens
 from recipe.schema import UserError
-from recipe.version import commit, lock
 
 LOCK_FILE = ".lock"
 LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface-hub", "trackio")
@@ -45,6 +47,24 @@ def fixed_settings(args: Arguments) -> dict[str, Any]:
     names = [flag.name for flag in fields(Config) if flag.name not in MAY_CHANGE_ON_RESUME]
     found = {name: getattr(args, name) for name in (*names, *TRAINING_SETTINGS)}
     return json.loads(json.dumps(found | {"processes": args.world_size}, default=str))
+
+
+def fix_revisions(args: Arguments, pushed: RunRecord | None) -> None:
+    """Branches become commits: those of the run that is resumed, else today's. The same on every process.
+
+    Args:
+        pushed: the record of the run on the Hub.
+    """
+    earlier = pushed or RunRecord.read(Path(args.output_dir))
+    if earlier:
+        backbone = earlier.settings["backbone_revision"]
+    else:
+        backbone = newest_commit(args.backbone, args.backbone_revision, "model")
+    if earlier and earlier.settings["data"] == args.data:
+        data = earlier.dataset["revision"]
+    else:  # or a push to the dataset between the two downloads would give its splits from two commits
+        data = newest_commit(args.data or "", args.data_revision, "dataset")
+    args.backbone_revision, args.data_revision = broadcast_object_list([backbone, data])
 
 
 def check_run_folder(folder: Path, expected: Mapping[str, Any], resume: str) -> None:
@@ -87,6 +107,24 @@ def lock_run_folder(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def check_shared(folder: Path, lock: IO[str] | None) -> None:
+    """All processes read the checkpoints that the first one writes; only that one has the `lock`.
+
+    Raises:
+        UserError: in all of them, where one has the folder of another disk.
+    """
+    PartialState().wait_for_everyone()  # until it is locked
+    seen = ""
+    if lock is not None:  # the open file itself: closing a second one would end the lock (POSIX)
+        lock.seek(0)
+        seen = lock.read()
+    elif (folder / LOCK_FILE).exists():
+        seen = (folder / LOCK_FILE).read_text()
+    if len({*gather_object([seen])}) > 1:
+        where = "is another folder on each machine; give one on a disk that they share"
+        raise UserError(f"--output_dir {folder}: {where}")
 
 
 def writable(folder: Path, flag: str) -> Path:
@@ -132,4 +170,5 @@ def device() -> str:
     if not torch.cuda.is_available():
         return f"CPU ({os.cpu_count()} cores)"
     gpu = torch.cuda.get_device_properties(0)
-    return f"{torch.cuda.device_count()} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+    count = os.environ.get("WORLD_SIZE", torch.cuda.device_count())  # of all machines
+    return f"{count} x {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"

@@ -58,7 +58,7 @@ def built_in_sample(args: Arguments) -> str:
 
     folder = Path(f"{args.output_dir}-data")
     packed = folder / "packed"
-    with args.main_process_first(desc="the built-in sample"):
+    with args.main_process_first(local=False, desc="the built-in sample"):
         if not (packed / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
             try:

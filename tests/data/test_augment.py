@@ -231,10 +231,10 @@ def test_a_pipeline_that_does_not_keep_the_images_size_and_bytes_is_refused_befo
     assert "\n" not in str(error.value)
 
 
-def test_augment_false_is_none_and_costs_no_import_of_albumentations():
+def test_augmentation_none_is_none_and_costs_no_import_of_albumentations():
     code = (
         "import sys, types; from recipe.data.augment import build_augmentation\n"
-        "assert build_augmentation(types.SimpleNamespace(augment=False)) is None\n"
+        "assert build_augmentation(types.SimpleNamespace(augmentation='none')) is None\n"
         "assert 'albumentations' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,7 @@ from loopback.hub import LoopbackHub
 from loopback.spaces import break_build
 
 from jobs import publish_image
-from recipe.version import commit
+from recipe.record import commit
 
 ROOT = Path(__file__).parents[2]
 USERS = {"hf_alice": {"name": "alice"}, "hf_reads": {"name": "alice", "role": "read"}}

@@ -12,8 +12,9 @@ from torchvision.ops import box_convert
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, DeformableDetrForObjectDetection
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTBackboneOutput
 
+from recipe.arguments import METRICS, parse
 from recipe.cli import main
-from recipe.config import DEADLINE_EXIT, METRICS, split_flags
+from recipe.config import DEADLINE_EXIT
 from recipe.model.checkpoint import DETECTOR_FILE, load_detector, load_processor, load_weights
 from recipe.model.deformable import DeformableDetr
 from recipe.model.detector import build_detector
@@ -147,7 +148,7 @@ def test_a_run_is_stopped_resumed_bit_equal_evaluated_and_read_by_plain_transfor
     found, trained = (
         json.loads((tmp_path / name / "report" / "metrics.json").read_text()) for name in ("report", "one")
     )
-    assert all(found[name] == trained[name] for name in METRICS.split())
+    assert all(found[name] == trained[name] for name in METRICS)
     plain, report = AutoModelForObjectDetection.from_pretrained(tmp_path / "one", output_loading_info=True)
     assert type(plain) is DeformableDetrForObjectDetection
     assert not any(report.values())
@@ -163,6 +164,6 @@ def test_a_run_is_stopped_resumed_bit_equal_evaluated_and_read_by_plain_transfor
 
 def test_it_has_900_queries_unless_the_command_line_says_another_number():
     given = ["--preset", "pilot", "--detector", "deformable"]
-    assert split_flags(given)[0]["num_queries"] == 900
-    assert split_flags([*given, "--num_queries", "300"])[0]["num_queries"] == 300
-    assert split_flags(given[:2])[0]["num_queries"] == 300
+    assert parse(given).num_queries == 900
+    assert parse([*given, "--num_queries", "300"]).num_queries == 300
+    assert parse(given[:2]).num_queries == 300

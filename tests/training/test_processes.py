@@ -1,13 +1,18 @@
-"""Two processes are one training: every sample once, one checkpoint, one log, one report, the same metrics."""
+"""Two processes are one training: every sample once, one checkpoint, one log, one report, the same metrics.
+
+Two machines are two launchers on this one, each with one process; they meet on the loopback.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import TINY
@@ -16,7 +21,7 @@ from safetensors.torch import load_file
 from recipe.cli import main
 from recipe.config import DEADLINE_EXIT
 from recipe.model.checkpoint import DETECTOR_FILE
-from recipe.record import read_log
+from recipe.record import RunRecord, read_log
 from recipe.training.checkpoints import checkpoints, is_complete
 from recipe.training.processes import run_on_all
 
@@ -35,38 +40,76 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def start(launcher: list[str], folder: Path, packed: Path, output_dir: str = "run") -> subprocess.Popen[str]:
+    """`recipe train` by `launcher`, a module of Python with its flags; without a GPU the processes meet by gloo."""
+    (folder / "witness.py").write_text(WITNESS)
+    flags = ["train", "--data", str(packed), *TINY, "--dropout", "0", "--output_dir", str(folder / output_dir)]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, str(folder / "witness.py"), *flags],
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "WITNESS": str(folder / "seen-")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def two_machines(folder: Path, packed: Path, *output_dirs: str) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    each = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meet, "--node-rank"]
+    runs = [start([*each, str(rank)], folder, packed, place) for rank, place in enumerate(output_dirs)]
+    said = [run.communicate(timeout=300) for run in runs]
+    return [(run.returncode, *words) for run, words in zip(runs, said, strict=True)]
+
+
 @pytest.fixture(scope="module")
 def two(packed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    (folder / "witness.py").write_text(WITNESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    flags = ["train", "--data", str(packed), *TINY, "--dropout", "0", "--use_cpu", "true", "--ddp_backend", "gloo"]
-    done = subprocess.run(
-        [*command, str(folder / "witness.py"), *flags, "--output_dir", str(folder / "run")],
-        env=os.environ | {"PYTHONPATH": os.getcwd(), "WITNESS": str(folder / "seen-"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done
+    first, second = two_machines(folder, packed, "run", "run")
+    assert (first[0], second[0]) == (0, 0), first[2][-3000:]
+    return folder, first[1] + second[1]
 
 
-def test_two_processes_see_every_sample_exactly_once_an_epoch(two):
-    folder, _ = two
-    seen: dict[int, list[int]] = {}
+def seen(folder: Path) -> dict[int, list[int]]:
+    """The images of each epoch, over both processes."""
+    found: dict[int, list[int]] = {}
     for rank in range(2):
         lines = (folder / f"seen-{rank}").read_text().splitlines()
         assert len(lines) == 4  # two batches in each of two epochs
         for line in lines:
             epoch, *images = map(int, line.split())
-            seen.setdefault(epoch, []).extend(images)
-    assert sorted(seen[0]) == sorted(seen[1]) == list(range(8))
+            found.setdefault(epoch, []).extend(images)
+    return {epoch: sorted(images) for epoch, images in found.items()}
+
+
+def test_two_machines_see_every_sample_exactly_once_an_epoch(two):
+    folder, _ = two
+    assert seen(folder) == {0: list(range(8)), 1: list(range(8))}
+    assert RunRecord.load(folder / "run" / "run.json").processes == 2
+
+
+def test_accelerate_launch_is_the_same_two_processes(packed, tmp_path):
+    """run.json said 1 process, and each of two trained on everything."""
+    run = start(["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"], tmp_path, packed)
+    said = run.communicate(timeout=300)
+    assert run.returncode == 0, said[1][-3000:]
+    assert seen(tmp_path) == {0: list(range(8)), 1: list(range(8))}
+    assert RunRecord.load(tmp_path / "run" / "run.json").processes == 2
+
+
+def test_machines_without_a_common_disk_are_told_at_the_start(packed, tmp_path):
+    """Fails where each trusts its own folder: the second would miss the best model, after all epochs."""
+    first, second = two_machines(tmp_path, packed, "here", "there")
+    assert f"error: --output_dir {tmp_path / 'here'}: is another folder on each machine" in first[2]
+    assert "exitcode  : 2" in first[2]
+    assert "exitcode  : 2" in second[2]
+    assert not (tmp_path / "here" / "run.json").exists()
 
 
 def test_they_write_one_checkpoint_an_epoch_one_log_and_one_report(two):
-    folder, done = two
+    folder, said = two
     found = checkpoints(folder / "run")
     assert [path.name for path in found] == ["checkpoint-2", "checkpoint-4"]
     assert all(is_complete(path) for path in found)
@@ -75,7 +118,7 @@ def test_they_write_one_checkpoint_an_epoch_one_log_and_one_report(two):
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert len([row for row in rows if "eval_map" in row]) == 2
     assert (folder / "run" / "report" / "report.md").exists()
-    assert done.stdout.count("dashboard") == 1
+    assert said.count("dashboard") == 1
 
 
 def test_they_learn_what_one_process_learns_from_the_joint_batch(two, packed, tmp_path):
