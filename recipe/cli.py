@@ -8,23 +8,36 @@ Imports lazily: `--help` and a wrong flag answer at once, without torch.
 from __future__ import annotations
 
 import argparse
-import errno
+import io
 import logging
 import os
 import pkgutil
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from recipe.config import split_flags, train_parser
 from recipe.schema import CLASS_NAMES, SPLITS, UserError
+
+# What libraries say of a full disk, of one (or a `ulimit -f`) that takes no larger file, and of a loader's worker.
+MENDABLE = {
+    "No space left on device|Disk quota exceeded|File too large|unexpected pos": "a disk is full ({}; free: {room}); "
+    "free some of it",
+    r"DataLoader worker.* (killed by|exited)": "a loader worker died ({}): most often the machine had no memory left; "
+    "free some of it or give fewer --dataloader_num_workers (--workers)",
+    "DataLoader timed out": "no batch came from the loader workers ({}): see whether the disk that holds the data "
+    "answers",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake is one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    outlive_readers()
     parser = build_parser()
     if argv == ["--version"]:
         from recipe.version import describe
@@ -44,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else each of its retries is said twice
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("recipe").setLevel(logging.INFO)
+    rank = os.environ.get("RANK", "0")
     try:
         if argv[0] == "train":
             return _train(argv)
@@ -58,12 +72,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "; the same command resumes from the last checkpoint" if argv[0] == "train" else ""
         code, words = 130, f"interrupted{again}"
     except Exception as error:
-        if not (reason := out_of_room(error)):
+        if not (words := in_words(error, argv)):
             raise
-        code, words = 2, f"error: a disk is full ({reason}); free some of it and give the same command again"
-    if os.environ.get("RANK", "0") == "0":  # several processes meet the same: one says so
+        code, rank = 2, "0"  # of this process alone
+    if rank == "0":  # several processes meet the same: one says so
         print(words, file=sys.stderr)
     return code
+
+
+class Output(io.FileIO):
+    """A standard stream whose reader may leave, as `| head` does: the work is done all the same, and unread."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """No print ends a training: neither a pipe that nobody reads, nor a letter that the terminal's encoding lacks."""
+    for name, file in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))
+        elif stream is getattr(sys, f"__{name}__"):
+            raw = io.BufferedWriter(Output(file, "w", closefd=False))
+            words = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, words)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -133,19 +169,24 @@ def _checkpoint(command: argparse.ArgumentParser, run: str) -> None:
     command.set_defaults(run=run)
 
 
-# What safetensors and torch.save say of a full disk, and of one (or a `ulimit -f`) that takes no larger file.
-FULL_DISK = ("No space left on device", "File too large", "unexpected pos")
-
-
-def out_of_room(error: Exception) -> str | None:
-    """What an error, or one that led to it, says of a full disk; the libraries wrap it or have words of their own."""
+def in_words(error: Exception, argv: Sequence[str]) -> str | None:
+    """What an error, or one that led to it, means and what to do; None for one that only a traceback explains."""
     from recipe.hub import causes
 
     for cause in causes(error):
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or any(words in str(cause) for words in FULL_DISK):
-            return " ".join(str(cause).split())[:200]
+        for said, means in MENDABLE.items():
+            if re.search(said, str(cause)):
+                words = means.format(" ".join(str(cause).split())[:200], room=free_room(argv))
+                return f"error: {words} and give the same command again"
     return None
+
+
+def free_room(argv: Sequence[str]) -> str:
+    """What is free on the disks of the folders on a command line, and where libraries write beside."""
+    folders = [*(word.rpartition("=")[2] for word in argv), os.environ.get("TMPDIR", "/tmp"), "/dev/shm"]
+    return ", ".join(
+        f"{shutil.disk_usage(each).free / 1e6:,.0f} MB in {each}" for each in folders if os.path.isdir(each)
+    )
 
 
 def _count(text: str, least: int = 1) -> int:

@@ -76,7 +76,10 @@ def train(args: Arguments) -> int:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Diverged as error:
-        logger.error("error: %s", error)
+        best = trainer.state.best_model_checkpoint
+        again = f" from the best checkpoint, --init_from {best}" if best else ""
+        words = "error: %s. Nothing of it was saved; start a new --output_dir with a lower --learning_rate%s"
+        logger.error(words, error, again)
         return DIVERGED_EXIT
     if deadline.reason is not None:
         if trainer.is_world_process_zero():

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 logger = logging.getLogger(__name__)
 
 SEAL = "seal.json"
+HASHES: dict[tuple[int, int, int], str] = {}  # device, inode and mtime of a file -> its sha256
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -57,14 +57,12 @@ def seal(checkpoint: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Of a file; the frozen backbone, one file under many names, is read once."""
-    status = path.stat()
-    return _sha256(str(path) if status.st_nlink == 1 else "", status.st_dev, status.st_ino, status.st_mtime_ns, path)
-
-
-@lru_cache(maxsize=64)
-def _sha256(name: str, device: int, inode: int, changed: int, path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+        key = status.st_dev, status.st_ino, status.st_mtime_ns
+        if key not in HASHES:
+            HASHES[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return HASHES[key]
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -131,16 +129,8 @@ class ResumeCheck(TrainerCallback):
         self.step = step_of(checkpoint) if checkpoint else 0
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        lr_scheduler: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
     ) -> None:
-        if not self.step:
-            return
-        found = state.global_step, lr_scheduler.last_epoch
-        if found != (self.step, self.step) or not optimizer.state_dict()["state"]:
-            raise RuntimeError(f"checkpoint-{self.step} was restored in part: step and scheduler are at {found}")
+        steps = state.global_step, found["lr_scheduler"].last_epoch
+        if self.step and (steps != (self.step, self.step) or not found["optimizer"].state_dict()["state"]):
+            raise RuntimeError(f"checkpoint-{self.step} was restored in part: step and scheduler are at {steps}")
