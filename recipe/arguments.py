@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -110,6 +111,11 @@ def parse(argv: Sequence[str], *, on_gpu: bool | None = None) -> Arguments:
     if unknown:
         raise UserError(f"unknown flag {unknown[0]}.{closest(unknown[0], vars(values))} {HELP}")
     check(values, parser)
+    for name, value in (vars(values) | own).items():
+        if "token" not in name and re.search(r"hf_\w{20}", str(value)):
+            raise UserError(
+                f"--{name}: is a token of the Hub, which run.json and the log would show; set HF_TOKEN to it"
+            )
     if on_gpu is not None:  # what the device itself can do is asked where the run is
         values.use_cpu, values.tf32 = True, None
     untouched = (own["shortest_edge"], own["longest_edge"]) == (Config.shortest_edge, Config.longest_edge)

@@ -31,6 +31,7 @@ MENDABLE = {
     "free some of it or give fewer --dataloader_num_workers (--workers)",
     "DataLoader timed out": "no batch came from the loader workers ({}): see whether the disk that holds the data "
     "answers",
+    "No usable temporary directory": "nothing can be written for a while ({}): set TMPDIR to a folder where it can",
 }
 
 
@@ -94,11 +95,10 @@ def outlive_readers() -> None:
     """No print ends a training: neither a pipe that nobody reads, nor a letter that the terminal's encoding lacks."""
     for name, file in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
-        if stream is None:  # closed by `>&-`
-            setattr(sys, name, open(os.devnull, "w"))
-        elif stream is getattr(sys, f"__{name}__"):
-            raw = io.BufferedWriter(Output(file, "w", closefd=False))
-            words = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True)
+        if stream is getattr(sys, f"__{name}__"):  # None where it was closed by `>&-`
+            output = Output(os.devnull, "w") if stream is None else Output(file, "w", closefd=False)
+            encoding = getattr(stream, "encoding", None)
+            words = io.TextIOWrapper(io.BufferedWriter(output), encoding, "backslashreplace", line_buffering=True)
             setattr(sys, name, words)
 
 

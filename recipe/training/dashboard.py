@@ -81,7 +81,7 @@ class TrackioRun:
             trackio.log(shown, step=step)
 
     def finish(self) -> list[Row]:
-        """Send the rest and end the run; again where Trackio did not take it. Returns what the dashboard then lacks."""
+        """Send the rest and end the run, again where Trackio did not take it; returns what is still missing."""
         left: list[Row] = []
         for pause in PAUSES:
             if left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from recipe.cli import main
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE
-from recipe.training.checkpoints import SEAL, checkpoints, damage, last_checkpoint, sha256
+from recipe.training.checkpoints import SEAL, checkpoints, damage, last_checkpoint, seal, sha256
 from recipe.training.trainer import CrowdTrainer
 
 
@@ -90,6 +91,29 @@ def test_a_checkpoint_that_the_library_restores_in_part_ends_the_run(finished, t
     monkeypatch.setattr(CrowdTrainer, "_load_optimizer_and_scheduler", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"checkpoint-4 was restored in part: step and scheduler are at \(4, 0\)"):
         main([*flags, "--output_dir", str(tmp_path / "run")])
+
+
+class Hostile:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_no_pickle_of_a_checkpoint_is_executed(finished, tmp_path, name):
+    """One from another's Hub repo, sealed and all."""
+    run, flags = finished
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    torch.save(Hostile(tmp_path / "was-run"), tmp_path / "run" / "checkpoint-4" / name)
+    seal(tmp_path / "run" / "checkpoint-4")
+    with pytest.raises(pickle.UnpicklingError):
+        main([*flags, "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_a_file_under_many_names_is_read_once(tmp_path, monkeypatch):
