@@ -58,7 +58,7 @@ class RunRecord:
             found = json.loads(path.read_text())
             if "identity" in found:  # as version 0.1 wrote it
                 found["settings"] = found.pop("training") | found.pop("config")
-                found["fixed_settings"] = found.pop("identity")
+                found["fixed_settings"] = found.pop("identity") | {"recipe": "0.1"}
             return cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(

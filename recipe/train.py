@@ -32,7 +32,7 @@ from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.schema import CLASS_NAMES
-from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint, seal_old_checkpoints
+from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
@@ -133,7 +133,6 @@ def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str
             if repo is not None:
                 repo.restore(folder, expected)
             check_run_folder(folder, expected, args.resume)
-            seal_old_checkpoints(folder)
         checkpoint = last_checkpoint(folder)
         if checkpoint is not None and args.should_save:
             find_best(checkpoint)

@@ -12,7 +12,8 @@ import pytest
 from conftest import TINY
 from small_detector import save, small_config
 
-from recipe.cli import in_words, main
+from recipe.cli import main
+from recipe.machine import in_words
 from recipe.model.detector import build_detector
 from recipe.training.checkpoints import checkpoints, is_complete
 

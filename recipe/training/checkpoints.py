@@ -5,7 +5,6 @@ last_checkpoint(Path("outputs/run"))       # the newest complete one, to resume 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -94,16 +93,6 @@ def last_checkpoint(folder: Path) -> Path | None:
             return checkpoint
         logger.warning("%s is passed over: %s", checkpoint, wrong)
     return None
-
-
-def seal_old_checkpoints(folder: Path) -> None:
-    """Version 0.1 sealed nothing: its checkpoints, of which trainer_state.json was written last, are sealed now."""
-    record = folder / "run.json"
-    if record.exists() and '"identity"' in record.read_text():
-        for checkpoint in checkpoints(folder):
-            with contextlib.suppress(OSError, ValueError):
-                json.loads((checkpoint / "trainer_state.json").read_text())
-                seal(checkpoint)
 
 
 def find_best(checkpoint: Path) -> None:

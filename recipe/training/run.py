@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +44,8 @@ def fixed_settings(args: Arguments) -> dict[str, Any]:
     """Everything that decides the weights, but the data: a run is resumed with the same or not at all."""
     names = [flag.name for flag in fields(Config) if flag.name not in MAY_CHANGE_ON_RESUME]
     found = {name: getattr(args, name) for name in (*names, *TRAINING_SETTINGS)}
-    return json.loads(json.dumps(found | {"processes": args.world_size}, default=str))
+    # 0.1 drew other batches, of padded images: a run of it is not resumed.
+    return json.loads(json.dumps(found | {"processes": args.world_size, "recipe": "0.2"}, default=str))
 
 
 def check_run_folder(folder: Path, expected: Mapping[str, Any], resume: str) -> None:
@@ -105,13 +106,10 @@ def writable(folder: Path, flag: str) -> Path:
 
 def write_record(folder: Path, args: Arguments, expected: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunRecord:
     """Write run.json: settings, versions, device, commit. Tokens are left out; a resumed run keeps its name and id."""
-    earlier = RunRecord.read(folder)
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     name = folder.resolve().name if args.run_name in (None, args.output_dir) else args.run_name
-    record = RunRecord(
-        run_name=earlier.run_name if earlier else name,
-        run_id=earlier.run_id if earlier else uuid.uuid4().hex,  # one run on the dashboard, for ever
-        started=earlier.started if earlier else started,
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = replace(
+        RunRecord.read(folder) or RunRecord(name, uuid.uuid4().hex, started, {}, {}, {}),
         settings={name: value for name, value in args.to_dict().items() if "token" not in name},
         fixed_settings=dict(expected),
         dataset=dict(dataset),
@@ -121,7 +119,6 @@ def write_record(folder: Path, args: Arguments, expected: Mapping[str, Any], dat
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         device=device(),
         processes=args.world_size,
-        pace=earlier.pace if earlier else None,
     )
     record.write(folder)
     return record
