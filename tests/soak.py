@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from getpass import getuser
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
@@ -38,7 +39,7 @@ class Sample(NamedTuple):
     """What the processes of a run held at a step, all together."""
 
     step: int
-    memory: float  # MB, what they share counted once
+    memory: float  # MB, what they share counted once; of their own, as other processes too map the libraries' files
     descriptors: int
     sockets: int
     threads: int
@@ -61,7 +62,7 @@ def look(pid: int, folder: Path) -> Sample | None:
     """One look at the run, or None where a process ended meanwhile."""
     try:
         step, found = max([row["step"] for row in read_log(folder)], default=0), group(pid)
-        memory = [(each / "smaps_rollup").read_text().split("Pss:")[1].split()[0] for each in found]
+        memory = [(each / "smaps_rollup").read_text().split("Pss_Anon:")[1].split()[0] for each in found]
         links = [os.readlink(link) for each in found for link in (each / "fd").iterdir()]
         threads = sum(len(list((each / "task").iterdir())) for each in found)
     except (OSError, IndexError):
@@ -71,16 +72,15 @@ def look(pid: int, folder: Path) -> Sample | None:
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
-    """What was more in the last fifth of the steps than in the second: memory on average, all else at most."""
+    """What was more in the last fifth of the steps than in the second, by the median: a push has threads for a while."""
     last = samples[-1].step
     early, late = ([s for s in samples if last * part < s.step < last * (part + 0.2)] for part in (0.2, 0.8))
-    before, after = (sum(s.memory for s in part) / len(part) for part in (early, late))
-    print(f"memory of all processes | {before:.0f} MB | {after:.0f} MB | {after / before - 1:+.2%}")
-    words = [f"memory grew from {before:.0f} to {after:.0f} MB"] if after > before * MEMORY else []
-    for name in Sample._fields[2:]:
-        before, after = (max(getattr(s, name) for s in part) for part in (early, late))
-        print(f"{name} | {before} | {after} |")
-        words += [f"{name} grew from {before} to {after}"] if after > before else []
+    words = []
+    for name in Sample._fields[1:]:
+        before, after = (median(getattr(s, name) for s in part) for part in (early, late))
+        print(f"{name} | {before:.0f} | {after:.0f} | {after / before - 1:+.1%}")
+        if after > before * (MEMORY if name == "memory" else 1):
+            words.append(f"{name} grew from {before:.0f} to {after:.0f}")
     return words
 
 
