@@ -21,7 +21,7 @@ MENDABLE = {
     "free some of it or give fewer --dataloader_num_workers (--workers)",
     "DataLoader timed out": "no batch came from the loader workers ({}): see whether the disk that holds the data "
     "answers",
-    "Read-only file system": "something cannot be written ({}): see --output_dir, TMPDIR, HF_HOME and /dev/shm; mend it",
+    "Read-only file system": "a disk takes no files ({}): see --output_dir, TMPDIR, HF_HOME, /dev/shm; mend it",
     "No usable temporary directory": "no folder takes temporary files ({}): set TMPDIR to one that does",
 }
 

@@ -32,7 +32,7 @@ from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.schema import CLASS_NAMES
-from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint
+from recipe.training.checkpoints import Resume, Seal, last_checkpoint
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
@@ -133,10 +133,7 @@ def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str
             if repo is not None:
                 repo.restore(folder, expected)
             check_run_folder(folder, expected, args.resume)
-        checkpoint = last_checkpoint(folder)
-        if checkpoint is not None and args.should_save:
-            find_best(checkpoint)
-        return checkpoint
+        return last_checkpoint(folder)
 
 
 def build_model(args: Arguments, annotations: Annotations, checkpoint: Path | None) -> tuple[Detector, Any]:
@@ -175,7 +172,7 @@ def make_callbacks(
     flags = shlex.join(without_tokens(sys.argv)[2:])
     command = f"python jobs/launch.py --flavor a10g-large --pace-from {args.output_dir} -- {flags}"
     callbacks: list[TrainerCallback] = [
-        ResumeCheck(checkpoint),
+        Resume(checkpoint),
         MetricsLog(),
         PaceLog(len(data.train), len(data.validation), command),
         Pictures(metrics, data.part or data.validation, args.shown_images),

@@ -72,7 +72,7 @@ def look(pid: int, folder: Path) -> Sample | None:
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
-    """What was more in the last fifth of the steps than in the second, by the median: a push has threads for a while."""
+    """What was more in the last fifth of the steps than in the second, by the median: a push has more for a while."""
     last = samples[-1].step
     early, late = ([s for s in samples if last * part < s.step < last * (part + 0.2)] for part in (0.2, 0.8))
     words = []

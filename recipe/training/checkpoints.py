@@ -95,31 +95,24 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def find_best(checkpoint: Path) -> None:
-    """Name the best checkpoint beside this one by where it lies now.
+class Resume(TrainerCallback):
+    """Step, optimizer and scheduler of a resumed run are those of the checkpoint, or an error.
 
-    Trainer remembers the path that it was written to. In a folder that was moved, or is mounted elsewhere, it would
-    pass over the best model and keep the last.
+    The best model is the one beside it: Trainer remembers the path that it was written to, and in a folder that was
+    moved, or is mounted elsewhere, would keep the last model for the best.
     """
-    path = checkpoint / "trainer_state.json"
-    state = json.loads(path.read_text())
-    best = checkpoint.parent / f"checkpoint-{state['best_global_step']}"
-    if best.is_dir() and state["best_model_checkpoint"] != str(best):
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}, indent=2, sort_keys=True) + "\n")
-        partial.replace(path)
-        seal(checkpoint)
-
-
-class ResumeCheck(TrainerCallback):
-    """Holds the library to its word: step, optimizer and scheduler of a resumed run are those of the checkpoint."""
 
     def __init__(self, checkpoint: Path | None) -> None:
-        self.step = step_of(checkpoint) if checkpoint else 0
+        self.checkpoint = checkpoint
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
     ) -> None:
-        steps = state.global_step, found["lr_scheduler"].last_epoch
-        if self.step and (steps != (self.step, self.step) or not found["optimizer"].state_dict()["state"]):
-            raise RuntimeError(f"checkpoint-{self.step} was restored in part: step and scheduler are at {steps}")
+        if self.checkpoint is None:
+            return
+        steps = {state.global_step, found["lr_scheduler"].last_epoch}
+        if steps != {step_of(self.checkpoint)} or not found["optimizer"].state_dict()["state"]:
+            raise RuntimeError(f"{self.checkpoint.name} was restored in part: step and scheduler are at {steps}")
+        best = self.checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)

@@ -66,7 +66,7 @@ class CrowdTrainer(Trainer):
         self.backbone_file = Path(args.output_dir) / BACKBONE_FILE  # written once, hard-linked into every checkpoint
         self._losses: Any = 0.0  # [layers, 3] summed over the optimizer steps since the last log, of which there are
         self._steps = 0
-        self._loaders: dict[str, DataLoader] = {}
+        self._loaders: dict[CrowdDataset, DataLoader] = {}
         self._targets: Callable[[int], dict[str, Any]]  # image_id -> what the metrics need of its labels
         super().__init__(
             model=model,
@@ -81,14 +81,13 @@ class CrowdTrainer(Trainer):
     # ---- data: batches of images of one size, uint8 until they are on the device ----
 
     def get_train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.train_dataset, self.args.train_batch_size, shuffle=True)
+        return self._loader(self.train_dataset, self.args.train_batch_size, shuffle=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        name = "part" if eval_dataset is self._part is not None else "validation"
-        return self._loader(name, eval_dataset or self.eval_dataset, self.args.eval_batch_size, shuffle=False)
+        return self._loader(eval_dataset or self.eval_dataset, self.args.eval_batch_size, shuffle=False)
 
-    def _loader(self, name: str, dataset: CrowdDataset, batch_size: int, *, shuffle: bool) -> DataLoader:
-        if name not in self._loaders:
+    def _loader(self, dataset: CrowdDataset, batch_size: int, *, shuffle: bool) -> DataLoader:
+        if dataset not in self._loaders:
             workers = self.args.dataloader_num_workers
             sampler = SizeBatchSampler(
                 dataset, batch_size, shuffle=shuffle, seed=self.args.seed, processes=self.args.world_size
@@ -107,8 +106,8 @@ class CrowdTrainer(Trainer):
                 # would draw one more than a run that was never stopped, and its dropout would differ from then on.
                 generator=torch.Generator().manual_seed(self.args.seed),
             )
-            self._loaders[name] = self.accelerator.prepare(loader)
-        return self._loaders[name]
+            self._loaders[dataset] = self.accelerator.prepare(loader)
+        return self._loaders[dataset]
 
     # ---- training: one normaliser for the whole step, and a stop where the loss is not finite ----
 
