@@ -6,6 +6,7 @@ recipe train --data DIR_OR_REPO --output_dir outputs/run
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shlex
@@ -73,6 +74,7 @@ def train(args: Arguments) -> int:
     trainer = CrowdTrainer(
         args, model, processor, data.train, data.validation, metrics, [*callbacks, deadline], part=data.part
     )
+    gc.freeze()  # a collection writes to all objects, and so parts 120 MB from what the loader workers share with us
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Diverged as error:
@@ -81,6 +83,8 @@ def train(args: Arguments) -> int:
         words = "error: %s. Nothing of it was saved; start a new --output_dir with a lower --learning_rate%s"
         logger.error(words, error, again)
         return DIVERGED_EXIT
+    finally:
+        gc.unfreeze()
     if deadline.reason is not None:
         if trainer.is_world_process_zero():
             logger.warning("stopped: %s; the same command resumes from %s", deadline.reason, last_checkpoint(folder))
