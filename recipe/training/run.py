@@ -49,11 +49,7 @@ def fixed_settings(args: Arguments) -> dict[str, Any]:
 
 
 def check_run_folder(folder: Path, expected: Mapping[str, Any], resume: str) -> None:
-    """Refuse a folder that is not for this run.
-
-    Raises:
-        UserError: the folder holds something else or another run, or `resume` is "never" and it holds a run at all.
-    """
+    """UserError for a folder that holds something else or another run, or where `resume` is "never" a run at all."""
     record = RunRecord.read(folder)
     if record is None:
         if any(path.name != LOCK_FILE for path in folder.iterdir()):
@@ -69,11 +65,7 @@ def check_run_folder(folder: Path, expected: Mapping[str, Any], resume: str) -> 
 def lock_run_folder(folder: Path) -> IO[str]:
     """Own `folder` until this process ends, however it ends: the kernel keeps the lock, on network disks the server.
 
-    Returns:
-        The open file that holds the lock.
-
-    Raises:
-        UserError: nothing can be written there, or another process trains there.
+    Returns the open file that holds the lock; UserError where nothing can be written, or another process trains.
     """
     file = (writable(folder, "--output_dir") / LOCK_FILE).open("a+")
     try:
@@ -91,11 +83,7 @@ def lock_run_folder(folder: Path) -> IO[str]:
 
 
 def writable(folder: Path, flag: str) -> Path:
-    """The folder that `flag` names, made where it is not there.
-
-    Raises:
-        UserError: nothing can be written into it.
-    """
+    """The folder that `flag` names, made where it is not there; UserError where nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # one that was there already may be read-only
