@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 # Bytecode is compiled at the install: importing transformers uncompiled takes two to three times as long.
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
-.PHONY: help setup pilot test quick fuzz check audit format lock image image-test clean
+.PHONY: help setup pilot test quick fuzz soak check audit format lock image image-test clean
 help:          ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 14
 
@@ -50,6 +50,9 @@ quick: setup   ## the tests that take under a minute together
 
 fuzz: setup    ## files, flags and kills by the thousand, seeded; one table, minutes
 	@.venv/bin/python tests/fuzz.py
+
+soak: setup    ## 2,000 steps with evaluations, saves and pushes: does anything grow, is anything left?
+	@.venv/bin/python tests/soak.py
 
 check: setup   ## format, lint and types
 	@.venv/bin/ruff format --check .

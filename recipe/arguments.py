@@ -9,6 +9,7 @@ What transformers allows and this recipe does not honour is refused here, before
 from __future__ import annotations
 
 import math
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -101,6 +102,11 @@ def parse(argv: Sequence[str], *, on_gpu: bool | None = None) -> Arguments:
     if unknown:
         raise UserError(f"unknown flag {unknown[0]}{did_you_mean(unknown[:1], list(vars(values)))}. {HELP}")
     check(values, parser)
+    for name, value in (vars(values) | own).items():
+        if "token" not in name and re.search(r"hf_\w{20}", str(value)):
+            raise UserError(
+                f"--{name}: is a token of the Hub, which run.json and the log would show; set HF_TOKEN to it"
+            )
     if on_gpu is not None:  # what the device itself can do is asked where the run is
         values.use_cpu, values.tf32 = True, None
     if pilot and not gpu and not own.keys() & PILOT_CPU:

@@ -8,7 +8,6 @@ Imports lazily: `--help` and a wrong flag answer at once, without torch.
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import pkgutil
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipe.config import COUNT, SHARE, Range, check_ranges, split_flags
+from recipe.machine import in_words, outlive_readers
 from recipe.schema import SPLITS, UserError
 
 COMMANDS = {  # and the function behind each
@@ -34,13 +34,12 @@ COMMANDS = {  # and the function behind each
 # What is allowed of the numbers of evaluate and predict.
 RANGES = {"batch_size": COUNT, "workers": Range(0, 256), "limit": COUNT, "threshold": SHARE, "overlap": Range(0, 0.8)}
 OUTPUTS = ("coco", "yolo", "drawings")
-# What safetensors and torch.save say of a full disk, and of one (or a `ulimit -f`) that takes no larger file.
-FULL_DISK = ("No space left on device", "File too large", "unexpected pos")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; a user's mistake is one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    outlive_readers()
     if argv == ["--version"]:
         from recipe.record import describe
 
@@ -65,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "; the same command resumes from the last checkpoint" if argv[0] == "train" else ""
         code, words = 130, f"interrupted{again}"
     except Exception as error:
-        if not (reason := out_of_room(error)):
+        if not (known := in_words(error, argv)):
             raise
-        code, words = 2, f"error: a disk is full ({reason}); free some of it and give the same command again"
+        code, words, first = 2, known, True  # of this process alone
     if first:
         print(words, file=sys.stderr)
     return code
@@ -139,17 +138,6 @@ def build_parser() -> argparse.ArgumentParser:
     replay = commands.add_parser("replay", help="repeat the step whose loss was not finite")
     replay.add_argument("folder", type=Path, help="OUTPUT_DIR/nonfinite/step-N")
     return parser
-
-
-def out_of_room(error: Exception) -> str | None:
-    """What an error, or one that led to it, says of a full disk; the libraries wrap it or have words of their own."""
-    from recipe.hub import causes
-
-    for cause in causes(error):
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or any(words in str(cause) for words in FULL_DISK):
-            return " ".join(str(cause).split())[:200]
-    return None
 
 
 def _tile(text: str) -> tuple[int, int]:

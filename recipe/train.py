@@ -7,6 +7,7 @@ recipe train --data DIR_OR_REPO --output_dir outputs/run
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import shlex
@@ -29,7 +30,7 @@ from recipe.record import RUN_FILE, RunRecord, read_log, without_tokens
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
-from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint, seal_old_checkpoints
+from recipe.training.checkpoints import Resume, Seal, last_checkpoint, seal_old_checkpoints
 from recipe.training.dashboard import Dashboard
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
@@ -86,11 +87,17 @@ def train(args: Arguments) -> int:
     metrics, deadline = DetectionMetrics(num_queries=args.num_queries), Deadline(args.max_hours)
     callbacks = [*make_callbacks(args, data, metrics, repo, checkpoint), deadline]
     trainer = CrowdTrainer(args, model, processor, data.train, data.validation, metrics, callbacks, part=data.part)
+    gc.freeze()  # a collection writes to all objects, and so parts 120 MB from what the loader workers share with us
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Diverged as error:
-        logger.error("error: %s", error)
+        best = trainer.state.best_model_checkpoint
+        again = f" from the best checkpoint, --init_from {best}" if best else ""
+        words = "error: %s. Nothing of it was saved; start a new --output_dir with a lower --learning_rate%s"
+        logger.error(words, error, again)
         return DIVERGED_EXIT
+    finally:
+        gc.unfreeze()
 
     # 5. The best model and its report; or not yet.
     if deadline.reason is None:
@@ -131,10 +138,7 @@ def find_checkpoint(args: Arguments, repo: RunRepo | None, expected: Mapping[str
                 repo.restore(folder, expected)
             check_run_folder(folder, expected, args.resume)
             seal_old_checkpoints(folder)
-        checkpoint = last_checkpoint(folder)
-        if checkpoint is not None and args.should_save:
-            find_best(checkpoint)
-        return checkpoint
+        return last_checkpoint(folder)
 
 
 def build_model(args: Arguments, annotations: Annotations, checkpoint: Path | None) -> tuple[Detector, Any]:
@@ -167,7 +171,7 @@ def make_callbacks(
     command = f"python jobs/launch.py --flavor a10g-large --pace-from {args.output_dir} -- {flags}"
     pictures = Pictures(metrics, data.part or data.validation, args.shown_images)
     pace = PaceLog(len(data.train), len(data.validation), command)
-    callbacks: list[TrainerCallback] = [ResumeCheck(checkpoint), MetricsLog(), pace, pictures, Seal()]
+    callbacks: list[TrainerCallback] = [Resume(checkpoint), MetricsLog(), pace, pictures, Seal()]
     if repo is not None:
         callbacks += [Card(metrics), Push(repo, args.save_total_limit)]
     if "trackio" in args.report_to:  # the library's own waits for its server, and loses rows

@@ -144,7 +144,7 @@ class CrowdDataset(Dataset):
         except Exception as error:  # a decoder's errors share no base
             raise UserError(
                 f"{self.file_name(index)} (image_id {self.annotations.image_id[index]}) is a bad image: "
-                f"{first_line(error)}; `python -m data_prep pack YOLO_DIR --out DIR --verify full` finds them all"
+                f"{first_line(error)}; `python -m data_prep inspect YOLO_DIR` finds them all"
             ) from error
         return pixels
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 logger = logging.getLogger(__name__)
 
 SEAL = "seal.json"
+HASHES: dict[tuple[int, int, int], str] = {}  # device, inode and mtime of a file -> its sha256
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -57,14 +57,12 @@ def seal(checkpoint: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Of a file; the frozen backbone, one file under many names, is read once."""
-    status = path.stat()
-    return _sha256(str(path) if status.st_nlink == 1 else "", status.st_dev, status.st_ino, status.st_mtime_ns, path)
-
-
-@lru_cache(maxsize=64)
-def _sha256(name: str, device: int, inode: int, changed: int, path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+        key = status.st_dev, status.st_ino, status.st_mtime_ns
+        if key not in HASHES:
+            HASHES[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return HASHES[key]
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -108,39 +106,24 @@ def seal_old_checkpoints(folder: Path) -> None:
                 seal(checkpoint)
 
 
-def find_best(checkpoint: Path) -> None:
-    """Name the best checkpoint beside this one by where it lies now.
+class Resume(TrainerCallback):
+    """Step, optimizer and scheduler of a resumed run are those of the checkpoint, or an error.
 
-    Trainer remembers the path that it was written to. In a folder that was moved, or is mounted elsewhere, it would
-    pass over the best model and keep the last.
+    The best model is the one beside it: Trainer remembers the path that it was written to, and in a folder that was
+    moved, or is mounted elsewhere, would keep the last model for the best.
     """
-    path = checkpoint / "trainer_state.json"
-    state = json.loads(path.read_text())
-    best = checkpoint.parent / f"checkpoint-{state['best_global_step']}"
-    if best.is_dir() and state["best_model_checkpoint"] != str(best):
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}, indent=2, sort_keys=True) + "\n")
-        partial.replace(path)
-        seal(checkpoint)
-
-
-class ResumeCheck(TrainerCallback):
-    """Holds the library to its word: step, optimizer and scheduler of a resumed run are those of the checkpoint."""
 
     def __init__(self, checkpoint: Path | None) -> None:
-        self.step = step_of(checkpoint) if checkpoint else 0
+        self.checkpoint = checkpoint
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        lr_scheduler: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
     ) -> None:
-        if not self.step:
+        if self.checkpoint is None:
             return
-        found = state.global_step, lr_scheduler.last_epoch
-        if found != (self.step, self.step) or not optimizer.state_dict()["state"]:
-            raise RuntimeError(f"checkpoint-{self.step} was restored in part: step and scheduler are at {found}")
+        steps = {state.global_step, found["lr_scheduler"].last_epoch}
+        if steps != {step_of(self.checkpoint)} or not found["optimizer"].state_dict()["state"]:
+            raise RuntimeError(f"{self.checkpoint.name} was restored in part: step and scheduler are at {steps}")
+        best = self.checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)

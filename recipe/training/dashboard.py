@@ -35,7 +35,7 @@ from recipe.schema import UserError
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 30.0  # seconds for one question to a dashboard
-PAUSES = (1, 4, 12)  # seconds, of three tries to send
+PAUSES = (0, 1, 4, 12)  # seconds before each try to end: Trackio loses what it is given before it listens
 SHUTDOWN_TIMEOUT = 20.0  # seconds that the end of a training waits for a dashboard
 GLANCE = ("loss", "eval_map", "eval_map_50", "eval_mr2_person", "eval_mr2_head")  # also in the first section of charts
 # The `trackio` command. A private Space needs the token, which may not stand on a command line, for others to read.
@@ -60,17 +60,18 @@ def rows_of(folder: Path) -> list[Row]:
 class TrackioRun:
     """One run on the dashboard that its settings, TRACKIO_SPACE_ID or TRACKIO_SERVER_URL name, or on this machine."""
 
-    def __init__(self, folder: Path, space: str | None = None) -> None:
-        self.folder, record = folder, RunRecord.load(folder / RUN_FILE)
+    def __init__(self, folder: Path, space: str | None = None, resume: str = "allow") -> None:
+        self.folder, self.resume, record = folder, resume, RunRecord.load(folder / RUN_FILE)
         self.settings, self.name = record.settings, record.run_name
         self.space = space or self.settings.get("trackio_space_id") or os.environ.get("TRACKIO_SPACE_ID")
         self._there: set[tuple[int, str]] = set()  # step and first name of each row
 
-    def start(self, resume: str) -> None:
+    def start(self) -> None:
         """Make it Trackio's current run in this thread; a Space that is not there is made, private by default."""
         config = {name: value for name, value in self.settings.items() if not name.startswith("_")}
         where = {"space_id": self.space, "private": config.get("hub_private_repo") is not False}
-        trackio.init(config["project"], name=self.name, config=config, resume=resume, embed=False, **where)
+        trackio.init(config["project"], name=self.name, config=config, resume=self.resume, embed=False, **where)
+        self.resume = "allow"
 
     def send(self) -> None:
         """Show the rows and pictures that are not there yet."""
@@ -78,6 +79,19 @@ class TrackioRun:
             self._there.add((step, next(iter(values))))
             shown = {k: trackio.Image(str(v)) if isinstance(v, Path) else v for k, v in values.items()}
             trackio.log(shown, step=step)
+
+    def finish(self) -> list[Row]:
+        """Send the rest and end the run, again where Trackio did not take it; returns what is still missing."""
+        left: list[Row] = []
+        for pause in PAUSES:
+            if left:
+                self.start()
+            self.send()
+            time.sleep(pause)
+            trackio.finish()
+            if not (left := self.missing()):
+                break
+        return left
 
     def missing(self) -> list[Row]:
         """What the dashboard lacks; it is asked. Raises ConnectionError or TimeoutExpired where it does not answer."""
@@ -139,19 +153,17 @@ class Dashboard(TrainerCallback):
 
     def _follow(self, resumed: bool) -> None:
         try:
-            run = TrackioRun(self.folder)
+            run = TrackioRun(self.folder, resume="allow" if resumed else "never")
             if resumed:
                 with_retries("asking the dashboard", run.missing)
-            run.start("allow" if resumed else "never")
+            run.start()
             for news in iter(self._news.get, None):
                 if isinstance(news, logging.LogRecord):
                     title, _, text = news.getMessage().partition("\n")
                     level = trackio.AlertLevel.ERROR if news.levelno >= logging.ERROR else trackio.AlertLevel.WARN
                     trackio.alert(title, text or None, level)
                 run.send()
-            run.send()
-            trackio.finish()
-            if left := run.missing():
+            if left := run.finish():
                 self._warn(f"{len(left)} did not arrive")
         except Exception as error:  # nothing that happens to a dashboard may end a training
             self._warn(first_line(error))
@@ -169,16 +181,10 @@ def sync(options: argparse.Namespace) -> int:
         raise UserError(f"{options.folder}: holds no run of this recipe (no {RUN_FILE})")
     run = TrackioRun(options.folder, options.trackio_space_id)
     try:
-        new = left = run.missing()
-        for pause in PAUSES if new else ():
-            run.start("allow")
-            run.send()
-            time.sleep(pause)  # what is logged and finished before Trackio has begun to listen is lost
-            trackio.finish()
-            if not (left := run.missing()):
-                break
-        if left:
-            raise ConnectionError(f"{len(left)} rows did not arrive")
+        if new := run.missing():
+            run.start()
+            if left := run.finish():
+                raise ConnectionError(f"{len(left)} rows did not arrive")
     except Exception as error:  # its clients' errors share no base
         raise UserError(
             f"the dashboard cannot be reached ({first_line(error)}). Give --trackio_space_id USER/SPACE, or set "

@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -68,11 +68,7 @@ def fix_revisions(args: Arguments, pushed: RunRecord | None) -> None:
 
 
 def check_run_folder(folder: Path, expected: Mapping[str, Any], resume: str) -> None:
-    """Refuse a folder that is not for this run.
-
-    Raises:
-        UserError: the folder holds something else or another run, or `resume` is "never" and it holds a run at all.
-    """
+    """UserError for a folder that holds something else or another run, or where `resume` is "never" a run at all."""
     record = RunRecord.read(folder)
     if record is None:
         if any(path.name != LOCK_FILE for path in folder.iterdir()):
@@ -88,11 +84,7 @@ def check_run_folder(folder: Path, expected: Mapping[str, Any], resume: str) -> 
 def lock_run_folder(folder: Path) -> IO[str]:
     """Own `folder` until this process ends, however it ends: the kernel keeps the lock, on network disks the server.
 
-    Returns:
-        The open file that holds the lock.
-
-    Raises:
-        UserError: nothing can be written there, or another process trains there.
+    Returns the open file that holds the lock; UserError where nothing can be written, or another process trains.
     """
     file = (writable(folder, "--output_dir") / LOCK_FILE).open("a+")
     try:
@@ -128,11 +120,7 @@ def check_shared(folder: Path, lock: IO[str] | None) -> None:
 
 
 def writable(folder: Path, flag: str) -> Path:
-    """The folder that `flag` names, made where it is not there.
-
-    Raises:
-        UserError: nothing can be written into it.
-    """
+    """The folder that `flag` names, made where it is not there; UserError where nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # one that was there already may be read-only
@@ -143,13 +131,10 @@ def writable(folder: Path, flag: str) -> Path:
 
 def write_record(folder: Path, args: Arguments, expected: Mapping[str, Any], dataset: Mapping[str, Any]) -> RunRecord:
     """Write run.json: settings, versions, device, commit. Tokens are left out; a resumed run keeps its name and id."""
-    earlier = RunRecord.read(folder)
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     name = folder.resolve().name if args.run_name in (None, args.output_dir) else args.run_name
-    record = RunRecord(
-        run_name=earlier.run_name if earlier else name,
-        run_id=earlier.run_id if earlier else uuid.uuid4().hex,  # one run on the dashboard, for ever
-        started=earlier.started if earlier else started,
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = replace(
+        RunRecord.read(folder) or RunRecord(name, uuid.uuid4().hex, started, {}, {}, {}),
         settings={name: value for name, value in args.to_dict().items() if "token" not in name},
         fixed_settings=dict(expected),
         dataset=dict(dataset),
@@ -159,7 +144,6 @@ def write_record(folder: Path, args: Arguments, expected: Mapping[str, Any], dat
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         device=device(),
         processes=args.world_size,
-        pace=earlier.pace if earlier else None,
     )
     record.write(folder)
     return record

@@ -13,7 +13,7 @@ from recipe.data.annotations import split_statistics, statistics_in_words
 from recipe.data.augment import build_augmentation
 from recipe.data.dataset import CrowdDataset, load_split
 from recipe.data.geometry import Geometry
-from recipe.schema import UserError
+from recipe.training.run import writable
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +61,6 @@ def built_in_sample(args: Arguments) -> str:
     with args.main_process_first(local=False, desc="the built-in sample"):
         if not (packed / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            try:
-                make_sample(folder / "yolo", 10, 10)
-                pack(folder / "yolo", packed)
-            except OSError as error:
-                raise UserError(
-                    f"--output_dir {args.output_dir}: {error}; give a folder that can be written"
-                ) from error
+            make_sample(writable(folder, "--output_dir") / "yolo", 10, 10)
+            pack(folder / "yolo", packed)
     return str(packed)

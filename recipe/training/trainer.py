@@ -31,9 +31,13 @@ from recipe.model.loss import LOSSES, count_items
 
 logger = logging.getLogger(__name__)
 
+BATCH_SECONDS = (
+    600  # a loader's worker that gives no batch for so long hangs: eight images take it a tenth of a second
+)
+
 
 class Diverged(RuntimeError):
-    """A loss, an evaluation or a weight is nan or infinite; the message says where, and what to do."""
+    """A loss, an evaluation or a weight is nan or infinite; the message says where."""
 
 
 class CrowdTrainer(Trainer):
@@ -62,7 +66,7 @@ class CrowdTrainer(Trainer):
         self.backbone_file = Path(args.output_dir) / BACKBONE_FILE  # written once, hard-linked into every checkpoint
         self._losses: Any = 0.0  # [layers, 3] summed over the optimizer steps since the last log, of which there are
         self._steps = 0
-        self._loaders: dict[str, DataLoader] = {}
+        self._loaders: dict[CrowdDataset, DataLoader] = {}
         self._targets: Callable[[int], dict[str, Any]]  # image_id -> what the metrics need of its labels
         super().__init__(
             model=model,
@@ -77,14 +81,13 @@ class CrowdTrainer(Trainer):
     # ---- data: batches of images of one size, uint8 until they are on the device ----
 
     def get_train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.train_dataset, self.args.train_batch_size, shuffle=True)
+        return self._loader(self.train_dataset, self.args.train_batch_size, shuffle=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        name = "part" if eval_dataset is self._part is not None else "validation"
-        return self._loader(name, eval_dataset or self.eval_dataset, self.args.eval_batch_size, shuffle=False)
+        return self._loader(eval_dataset or self.eval_dataset, self.args.eval_batch_size, shuffle=False)
 
-    def _loader(self, name: str, dataset: CrowdDataset, batch_size: int, *, shuffle: bool) -> DataLoader:
-        if name not in self._loaders:
+    def _loader(self, dataset: CrowdDataset, batch_size: int, *, shuffle: bool) -> DataLoader:
+        if dataset not in self._loaders:
             workers = self.args.dataloader_num_workers
             sampler = SizeBatchSampler(
                 dataset, batch_size, shuffle=shuffle, seed=self.args.seed, processes=self.args.world_size
@@ -98,12 +101,13 @@ class CrowdTrainer(Trainer):
                 pin_memory=self.args.dataloader_pin_memory,
                 persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
                 prefetch_factor=self.args.dataloader_prefetch_factor,
+                timeout=BATCH_SECONDS if workers else 0,
                 # A loader draws its base seed from the global generator, but a persistent one only once: a resumed run
                 # would draw one more than a run that was never stopped, and its dropout would differ from then on.
                 generator=torch.Generator().manual_seed(self.args.seed),
             )
-            self._loaders[name] = self.accelerator.prepare(loader)
-        return self._loaders[name]
+            self._loaders[dataset] = self.accelerator.prepare(loader)
+        return self._loaders[dataset]
 
     # ---- training: one normaliser for the whole step, and a stop where the loss is not finite ----
 
@@ -133,7 +137,7 @@ class CrowdTrainer(Trainer):
             images = [int(label["image_id"]) for label in inputs["labels"]]
             raise Diverged(
                 f"the loss is not finite at step {self.state.global_step}, images {images}. The batch, the weights "
-                f"and the random state are in {folder}; replay the step with `recipe replay {folder}`{self._way_on()}"
+                f"and the random state are in {folder}; replay the step with `recipe replay {folder}`"
             ) from None
 
     def compute_loss(
@@ -188,7 +192,7 @@ class CrowdTrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.update({f"{prefix}_{key}": value for key, value in self.metrics.compute().items()})
         if self.is_in_train and not np.isfinite(output.metrics[f"{prefix}_loss"]):
-            raise Diverged(f"the evaluation at step {self.state.global_step} is not finite{self._way_on()}")
+            raise Diverged(f"the evaluation at step {self.state.global_step} is not finite")
         return output
 
     def prediction_step(
@@ -216,7 +220,7 @@ class CrowdTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not torch.stack([parameter.isfinite().all() for parameter in trained]).all():
-            raise Diverged(f"a weight is not finite at step {self.state.global_step}{self._way_on()}")
+            raise Diverged(f"a weight is not finite at step {self.state.global_step}")
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             save_detector(model, folder, self.backbone_file)
@@ -229,10 +233,3 @@ class CrowdTrainer(Trainer):
     def _load_best_model(self) -> None:
         logger.info("best model: %s (%.4f)", self.state.best_model_checkpoint, self.state.best_metric)
         load_weights(self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint))
-
-    def _way_on(self) -> str:
-        good = self.state.best_model_checkpoint or "none yet"
-        return (
-            f". Nothing of it was saved; the best checkpoint is {good}. Start a new --output_dir with a lower "
-            f"--learning_rate{f' from it: --init_from {good}' if good != 'none yet' else ''}"
-        )

@@ -264,7 +264,7 @@ def test_a_bad_image_travels_as_a_value_and_is_raised_once_by_the_main_process(t
     batches = loader(CrowdDataset(source, annotations, RULE), workers, batch_size=3, shuffle=False)
     (batch,) = Accelerator(cpu=True).prepare(batches)
     assert batch["labels"] == []
-    message = r"^6\.jpg \(image_id 6\) is a bad image: .*`python -m data_prep pack YOLO_DIR --out DIR --verify full`"
+    message = r"^6\.jpg \(image_id 6\) is a bad image: .*`python -m data_prep inspect YOLO_DIR`"
     with pytest.raises(UserError, match=message):
         normalise(batch, MEAN, STD)
     assert not caplog.records

@@ -194,7 +194,7 @@ def test_an_image_that_does_not_match_its_columns_or_is_broken_is_told_with_its_
     broken = packed.row(6, 40, 60, data=b"\xff\xd8 no image")
     smaller = packed.row(7, 40, 60, data=packed.encoded(packed.photograph(20, 30)))
     dataset = dataset_of(tmp_path, [turned, broken, smaller])
-    again = r"`python -m data_prep pack YOLO_DIR --out DIR --verify full`"
+    again = r"`python -m data_prep inspect YOLO_DIR`"
     for index, why in enumerate(("40x60, but its columns say 60x40", "", "30x20, but its")):
         name = rf"^{index + 5}\.jpg \(image_id {index + 5}\) is a bad image: {why}"
         with pytest.raises(UserError, match=rf"{name}.*{again}") as error:

@@ -328,7 +328,7 @@ def test_a_gated_backbone_whose_licence_was_not_accepted_is_refused(hub, capsys)
 def test_a_model_repo_with_a_run_of_other_settings_is_refused(hub, capsys, flag, value):
     """The job would refuse it too, once it was paid for."""
     settings = fixed_settings(parse([*TRAIN, f"--{flag}", value], on_gpu=True)) | {"processes": 1, "bf16": False}
-    record = {"identity": settings, "training": {}, "config": {}, "dataset": {}} | {"run_name": "run", "run_id": "1"}
+    record = {"fixed_settings": settings, "settings": {}, "dataset": {}} | {"run_name": "run", "run_id": "1"}
     record |= {"started": "2026"}
     files = {
         "last-checkpoint/run.json": json.dumps(record),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 
 from recipe.cli import main
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE
-from recipe.training.checkpoints import SEAL, checkpoints, damage, last_checkpoint
+from recipe.training.checkpoints import SEAL, checkpoints, damage, last_checkpoint, seal, sha256
+from recipe.training.trainer import CrowdTrainer
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,48 @@ def test_the_same_command_ends_with_the_weights_of_a_run_that_nothing_befell(fin
     assert damage(checkpoints(folder)[-1]) is None
 
 
+def test_a_checkpoint_that_the_library_restores_in_part_ends_the_run(finished, tmp_path, monkeypatch):
+    """Its own loader of optimizer and scheduler says nothing where it finds no files for them."""
+    run, flags = finished
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    monkeypatch.setattr(CrowdTrainer, "_load_optimizer_and_scheduler", lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"checkpoint-4 was restored in part: step and scheduler are at \{0, 4\}"):
+        main([*flags, "--output_dir", str(tmp_path / "run")])
+
+
+class Hostile:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_no_pickle_of_a_checkpoint_is_executed(finished, tmp_path, name):
+    """One from another's Hub repo, sealed and all."""
+    run, flags = finished
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    torch.save(Hostile(tmp_path / "was-run"), tmp_path / "run" / "checkpoint-4" / name)
+    seal(tmp_path / "run" / "checkpoint-4")
+    with pytest.raises(pickle.UnpicklingError):
+        main([*flags, "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_file_under_many_names_is_read_once(tmp_path, monkeypatch):
+    """The frozen backbone is 1.2 GB in each checkpoint, as one file."""
+    (tmp_path / "one").write_bytes(b"weights")
+    (tmp_path / "two").hardlink_to(tmp_path / "one")
+    found = sha256(tmp_path / "one")
+    monkeypatch.setattr("recipe.training.checkpoints.hashlib", None)
+    assert sha256(tmp_path / "two") == found
+
+
 # `recipe train` on a disk that takes no file of more than so many bytes once checkpoint-4 is there.
 FULL = """
 import resource, signal, sys
@@ -109,7 +153,9 @@ def test_a_disk_that_is_full_at_a_save_leaves_the_last_good_checkpoint(finished,
     )
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: a disk is full (")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: a disk is full (")
+    assert f" MB in {folder}, " in last
     assert last_checkpoint(folder).name == "checkpoint-4"
     assert main([*flags, "--output_dir", str(folder)]) == 0
     assert (folder / DETECTOR_FILE).read_bytes() == (run / DETECTOR_FILE).read_bytes()

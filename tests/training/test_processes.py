@@ -164,6 +164,35 @@ def test_sigterm_leaves_a_checkpoint_and_the_exit_code_75(packed, tmp_path):
     assert is_complete(checkpoints(tmp_path / "run")[-1])
 
 
+# Process 1 alone has no time.
+HASTY = """
+import os, sys
+from recipe.cli import main
+sys.exit(main([*sys.argv[1:], "--max_hours", "1e-9" if os.environ["RANK"] == "1" else "1"]))
+"""
+
+
+def test_one_process_over_its_time_stops_all_at_the_same_step(packed, tmp_path):
+    """Fails where each asks its own clock: process 0 then waits for the gradients of one that has gone."""
+    (tmp_path / "hasty.py").write_text(HASTY)
+    start = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
+    flags = ["train", "--data", str(packed), *TINY, "--use_cpu", "true", "--ddp_backend", "gloo"]
+    command = ["--standalone", "--nproc-per-node=2", str(tmp_path / "hasty.py"), *flags]
+    done = subprocess.run(
+        [sys.executable, "-c", start, *command, "--output_dir", str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert f"exitcode  : {DEADLINE_EXIT} " in done.stderr, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    (checkpoint,) = checkpoints(tmp_path / "run")
+    assert checkpoint.name == "checkpoint-1"
+    assert len([*checkpoint.glob("rng_state*")]) == 2
+
+
 def test_the_exit_code_is_that_of_the_process_that_failed(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process stay as they are
     assert run_on_all(1, ["predict", "nowhere", "nothing", "--out", os.devnull]) == 2

@@ -22,7 +22,7 @@ from recipe.cli import main
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE
 from recipe.record import RUN_FILE, RunRecord
 from recipe.schema import UserError
-from recipe.training.checkpoints import checkpoints, find_best, last_checkpoint, seal
+from recipe.training.checkpoints import checkpoints, last_checkpoint, seal
 from recipe.training.push import BRANCH, Push, RunRepo, open_run
 
 USERS = {
@@ -311,9 +311,6 @@ def test_an_empty_machine_gets_the_last_and_the_best_checkpoint_whole(lost, tmp_
     assert last_checkpoint(folder) == folder / "checkpoint-12"
     assert (folder / "checkpoint-8" / DETECTOR_FILE).read_text() == f"{DETECTOR_FILE} 8"
     assert (folder / "checkpoint-12" / "optimizer.pt").read_text() == "optimizer.pt 12"
-    find_best(folder / "checkpoint-12")
-    state = json.loads((folder / "checkpoint-12" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == str(folder / "checkpoint-8")
     assert (folder / "checkpoint-8" / BACKBONE_FILE).samefile(folder / BACKBONE_FILE)
     assert (folder / BACKBONE_FILE).read_bytes() == BACKBONE
     assert repo.unpushed(folder) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -68,6 +69,13 @@ def test_a_tokens_value_is_left_out_however_its_flag_is_written():
     assert without_tokens(words) == [
         *("recipe", "train", "--hub-token", "...", "--hub-token=...", "--hub_token", "...", "--data", "crowd")
     ]
+
+
+def test_a_run_of_version_0_1_is_not_resumed_on_other_batches(tmp_path):
+    old = {"run_name": "run", "run_id": "1", "started": "today", "training": {}, "config": {}, "dataset": {}}
+    (tmp_path / "run.json").write_text(json.dumps(old | {"identity": expected()}))
+    with pytest.raises(UserError, match=r"other settings: recipe was 0\.1, now 0\.2"):
+        check_run_folder(tmp_path, expected(), "auto")
 
 
 def test_resume_never_refuses_to_overwrite_a_run(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import packed as crowds
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from recipe.arguments import parse
 from recipe.cli import main
 from recipe.config import DEADLINE_EXIT, DIVERGED_EXIT
+from recipe.data.dataset import CrowdDataset
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE, write_backbone
 from recipe.record import read_log
@@ -246,6 +248,36 @@ def test_a_bad_image_ends_the_run_in_one_line_with_its_name(tmp_path, capsys, sp
     assert main(["train", *flags, "--output_dir", str(tmp_path / "run")]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))]
     assert line.startswith("error: 6.jpg (image_id 6) is a bad image: not an image in the formats JPEG")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "a loader worker died (DataLoader worker (pid"),
+        (lambda: time.sleep(60), "no batch came from the loader workers (DataLoader timed out after 3 seconds)"),
+    ],
+    ids=["killed", "hung"],
+)
+def test_a_loader_worker_that_dies_or_hangs_ends_the_run_in_one_line(
+    tiny_flags, tmp_path, monkeypatch, capsys, fault, words
+):
+    """Without a timeout the training waits for a batch that never comes; a killed worker was three tracebacks."""
+
+    def item(self, key, original=CrowdDataset.__getitem__):
+        if torch.utils.data.get_worker_info() and key[0] == 1:  # in the second epoch
+            fault()
+        return original(self, key)
+
+    monkeypatch.setattr(CrowdDataset, "__getitem__", item)
+    monkeypatch.setattr("recipe.training.trainer.BATCH_SECONDS", 3)
+    flags = ["train", *tiny_flags, "--output_dir", str(tmp_path / "run")]
+    assert main([*flags, "--dataloader_num_workers", "1"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))]
+    assert line.startswith(f"error: {words}")
+    assert line.endswith("and give the same command again")
+    monkeypatch.undo()
+    assert main(flags) == 0
+    assert "eval_map" in read_log(tmp_path / "run")[-2]
 
 
 def test_a_non_finite_loss_stops_the_run_and_leaves_a_replay(tiny_flags, tmp_path, monkeypatch, capsys, caplog):
