@@ -33,7 +33,7 @@ from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.schema import CLASS_NAMES
 from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint, seal_old_checkpoints
-from recipe.training.dashboard import Dashboard
+from recipe.training.dashboard import Dashboard, job_space
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
 from recipe.training.memory import find_batch_size
@@ -48,10 +48,8 @@ logger = logging.getLogger(__name__)
 def train(args: Arguments) -> int:
     """Train, keep the best model, write the report. Returns the exit code: 0, or 75 when the time was up."""
     say_driver()
-    if "JOB_ID" in os.environ and args.max_hours is None and args.max_steps < 0:
-        logger.warning(
-            "a job of HF Jobs is killed at its timeout: give --max_hours, an hour below `hf jobs run --timeout`"
-        )
+    if "JOB_ID" in os.environ:
+        prepare_for_job(args)
     folder, expected = Path(args.output_dir), fixed_settings(args)
     repo = open_repo(args)
     pin_revisions(args, repo)
@@ -87,6 +85,15 @@ def train(args: Arguments) -> int:
     code = finish(trainer, repo)
     del lock
     return code
+
+
+def prepare_for_job(args: Arguments) -> None:
+    """In a job of HF Jobs, also one started by hand: no variable, nor the Hub's client (2.4), tells its timeout."""
+    args.trackio_space_id = job_space(args)
+    if args.max_hours is None and args.max_steps < 0:
+        logger.warning("a job is killed at its timeout: give --max_hours, an hour below `hf jobs run --timeout`")
+    if not args.push_to_hub:
+        logger.warning("a job's disk is gone at its end: give --hub_model_id USER/NAME, or mount a bucket")
 
 
 def say_driver() -> None:
