@@ -94,36 +94,28 @@ def try_command(flags: list[str]) -> list[str]:
 def schedule(options: argparse.Namespace, args: Arguments, found: Findings) -> tuple[float, float]:
     """Hours until the Hub kills the job, and hours of training, after which the recipe itself stops before that.
 
-    Prints the expected hours and costs. Raises UserError where the timeout cannot hold the first epoch, or --max_cost
-    not the first job.
+    Prints the expected hours and costs. Raises UserError where --max_cost does not allow the first job.
     """
     pace, price = find_pace(options, args, found), hourly(found.machine)
     if pace is None:
-        say(
-            "time       unknown: neither the images nor the GPU tell it. `--try` measures it, `--pace IMAGES` gives it"
-        )
-        timeout = options.timeout or DEFAULT_HOURS
-        evaluation, least = timeout / 6, 0.0
+        say("time       unknown: neither the images nor the GPU tell it; `--try` measures a pace, `--pace` gives one")
+        timeout, needed = options.timeout or DEFAULT_HOURS, math.inf
+        end = timeout / 6  # at the deadline the epoch's evaluation may still have to run
     else:
-        words = f"{pace.hours:.1f} h, ${pace.hours * price:.2f}, for {pace.epochs:.4g} epochs"
+        needed, end = pace.hours, pace.validation_images / pace.images_per_second / 3600
+        words = f"{needed:.1f} h, ${needed * price:.2f}, for {pace.epochs:.4g} epochs"
         say(f"time       {words} at {pace.images_per_second:.2f} images/s")
         if options.dry_run:
             say(cost_table(pace, found.machines))
-        evaluation = pace.validation_images / pace.images_per_second / 3600
-        timeout = options.timeout or math.ceil(pace.hours * 1.15 + START_HOURS + evaluation)
-        least = min(pace.hours_per_epoch, pace.hours)  # a run may be shorter than an epoch
-    # At the deadline the epoch's evaluation may still have to run.
-    max_hours = timeout - min(START_HOURS + evaluation, 0.3 * timeout)
-    if max_hours < least:
-        raise UserError(
-            f"--timeout {timeout:g}h cannot hold the first epoch, which takes {least:.1f} h on {found.machine.name} "
-            f"besides the start and the end of the job: give --timeout {math.ceil(least + START_HOURS + evaluation)}h"
-        )
+        timeout = options.timeout or math.ceil(needed * 1.15 + START_HOURS + end)
+    max_hours = min(timeout - min(START_HOURS + end, 0.3 * timeout), args.max_hours or math.inf)
     dearest = timeout * price
-    say(f"timeout    {timeout:g} h, ${dearest:.2f} at most; with --until-done a job whose time is up starts the next")
+    say(f"timeout    {timeout:g} h, ${dearest:.2f} at most")
+    if max_hours < needed and not options.until_done:
+        say("note: with --until-done a job whose time is up starts the next")
     if options.max_cost is not None and dearest > options.max_cost:
         raise UserError(f"--max_cost {options.max_cost:g}: one job may cost ${dearest:.2f}; give a shorter --timeout")
-    return timeout, min(max_hours, args.max_hours or math.inf)
+    return timeout, max_hours
 
 
 def find_pace(options: argparse.Namespace, args: Arguments, found: Findings) -> Pace | None:
