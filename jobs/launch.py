@@ -52,11 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--secret", action="append", default=[], metavar="NAME", help="variable of this machine, for the job alone")
     mounts = "as `hf jobs run --volume` has it; `-- --data /DIR` then reads a dataset repo without a download"
     add("--volume", type=volume, action="append", default=[], metavar="hf://...:/DIR", help=mounts)
-    add(
-        "--upload-data",
-        metavar="USER/NAME",
-        help="send the packed folder of --data to this private dataset repo first",
-    )
+    add("--upload-data", metavar="USER/NAME", help="private dataset repo to which the folder of --data is sent first")
     add("--bucket", metavar="USER/NAME", help="bucket that is mounted at --output_dir, so that all of it survives")
     add("--ssh", action="store_true", help="let `hf jobs ssh` into the job")
     add("--resource-group-id", metavar="ID", help="of an organisation, for its spending limits")
@@ -84,16 +80,14 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     args = parse(training, on_gpu=True)  # whatever this machine has
     if args.hub_token is not None:
         raise UserError("--hub_token: a job's command can be read by others; the job gets your token as a secret")
-    own_token()
-    api = HfApi()
+    api = HfApi(token=own_token())
     with short_timeouts():
         found = check(api, options, args)
     request = make_request(options, training, args, found)
     if options.dry_run:
         print(to_json(request, indent=2))
         return 0
-    job = job_at_work(api, request)
-    if job is not None:
+    if (job := job_at_work(api, request)) is not None:
         say(f"note: {job.id} trains {found.model} already; no other is started")
     elif options.upload_data:
         upload(Path(str(args.data)), options.upload_data)
@@ -134,10 +128,11 @@ def announce(job: JobInfo, found: Findings, *, ssh: bool) -> None:
     if found.space:
         say(f"dashboard  {job.endpoint}/spaces/{found.space}")
     say(f"model      {job.endpoint}/{found.model}")
-    commands = {"watch": "logs --follow", "stats": "stats", "shell": "ssh", "cancel": "cancel"}
-    for what, command in commands.items():
-        if what != "shell" or ssh:
-            say(f"{what:10} hf jobs {command} {name}")
+    say(f"watch      hf jobs logs --follow {name}")
+    say(f"stats      hf jobs stats {name}")
+    if ssh:
+        say(f"shell      hf jobs ssh {name}")
+    say(f"cancel     hf jobs cancel {name}")
     say(f"all jobs   hf jobs ps --all --namespace {job.owner.name} --label project=recipe")
     say(f"resume     python {shlex.join(sys.argv)}")
 

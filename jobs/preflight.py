@@ -60,15 +60,14 @@ def check(api: HfApi, options: argparse.Namespace, args: Arguments) -> Findings:
     record = check_earlier_run(api, model, args, machine)
     if record:
         say(f"           it holds this run already, begun {record.started}: the job resumes it")
-    for flag in ("backbone", "detr_init", "init_from", "augmentation") if not record else ():
+    for flag in ("augmentation",) if record else ("augmentation", "backbone", "detr_init", "init_from"):
         name = getattr(args, flag)
         if name in (None, "tiny", "none") or is_mounted(name, options):
             continue
         if not is_repo_id(name):
             raise UserError(f"--{flag} {name}: a job sees no file of this machine; give a Hub repo, or --volume")
         say(f"weights    {check_read_access(name)}")
-    space = job_space(args)
-    space = space and full_id(space, user)
+    space = full_id(name, user) if (name := job_space(args)) else None
     say(f"dashboard  {check_write_access(space, 'space') if space else 'a server of your own, or none'}")
     image = options.image or f"hf.co/spaces/{namespace}/recipe"
     say(f"image      {check_image(api, image)}")
