@@ -85,9 +85,7 @@ def follow(api: HfApi, job: JobInfo) -> JobInfo:
             if ended:
                 say(f"note: the end of the log cannot be read ({first_line(error)})")
             elif not is_transient(error):
-                raise UserError(
-                    f"the log of {job.id} cannot be read ({first_line(error)}); the job runs on"
-                ) from error
+                raise UserError(f"{job.id} runs on; its log cannot be read ({first_line(error)})") from error
         if ended:
             say(f"{job.id}: {now.status.stage} {now.status.message or ''}".rstrip())
             return now
@@ -96,14 +94,11 @@ def follow(api: HfApi, job: JobInfo) -> JobInfo:
 
 def exit_code(job: JobInfo) -> int:
     """That of the job's command, from what the Hub says of its end."""
-    if job.status.stage == "COMPLETED":
-        return 0
     message = job.status.message or ""
     if (code := re.search(r"exit code:? (\d+)", message)) is not None:
         return int(code[1])
-    if job.status.stage == "CANCELED":
-        return CANCELED_EXIT
-    return TIMEOUT_EXIT if "timeout" in message.lower() else 1
+    other = TIMEOUT_EXIT if "timeout" in message.lower() else 1
+    return {"COMPLETED": 0, "CANCELED": CANCELED_EXIT}.get(job.status.stage, other)
 
 
 def ask(what: str, call: Callable[[], Result]) -> Result:

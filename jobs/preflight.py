@@ -92,6 +92,11 @@ def gpus(machine: JobHardwareInfo) -> str:
     return f"{machine.accelerator.quantity} x {machine.accelerator.model}" if machine.accelerator else "CPU"
 
 
+def processes(machine: JobHardwareInfo) -> int:
+    """One for each GPU."""
+    return int(machine.accelerator.quantity) if machine.accelerator else 1
+
+
 def check_data(api: HfApi, options: argparse.Namespace, args: Arguments) -> tuple[str, dict[str, int]]:
     """The repo or folder that the job reads ("" for the built-in sample), and the images of each split, where known.
 
@@ -143,7 +148,7 @@ def check_earlier_run(api: HfApi, model: str, args: Arguments, machine: JobHardw
         # What only the job knows: what its device can do, and on a CPU the size of the pilot's images.
         left = {"dataset", "bf16", *(PILOT_CPU if args.preset == "pilot" else ())}
         expected = {name: value for name, value in fixed_settings(args).items() if name not in left}
-        expected["processes"] = int(machine.accelerator.quantity) if machine.accelerator else 1
+        expected["processes"] = processes(machine)
         repo.record.check_same(expected, f"--hub_model_id {model}")
     return repo.record
 

@@ -25,8 +25,7 @@ from recipe.hub import check_write_access
 from recipe.version import commit, lock
 
 ROOT = Path(__file__).parent.parent
-FILES = ("LICENSE", "pyproject.toml", "requirements.lock", "uv.lock", ".dockerignore")
-ROOMS = ("recipe", "data_prep", "jobs")
+SENT = ("recipe", "data_prep", "jobs", "LICENSE", "pyproject.toml", "requirements.lock", "uv.lock", ".dockerignore")
 HEADER = """---
 title: Recipe
 sdk: docker
@@ -80,10 +79,9 @@ def publish(name: str) -> int:
 
 def write_build(folder: Path) -> None:
     """The files of the Space: those of this checkout, but for its card and the end of its Dockerfile."""
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in FILES:
-        shutil.copy(ROOT / name, folder / name)
+    tree = partial(shutil.copytree, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SENT:
+        (tree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     dockerfile = (ROOT / "Dockerfile").read_text() + ANSWER
     for name, value in (("COMMIT", commit()), ("LOCK", lock())):  # the Hub gives its builds no arguments
         dockerfile = dockerfile.replace(f"ARG {name}=unknown", f"ARG {name}={value}")

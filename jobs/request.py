@@ -18,7 +18,7 @@ from huggingface_hub import JobHardwareInfo, Volume
 from huggingface_hub.utils import parse_hf_mount
 
 from jobs.job import PROJECT, Request, say
-from jobs.preflight import Findings, gpus, hourly
+from jobs.preflight import Findings, gpus, hourly, processes
 from recipe.hub import own_token
 from recipe.pace import Pace, computed_rate
 from recipe.record import RunRecord
@@ -127,10 +127,9 @@ def find_pace(options: argparse.Namespace, args: Arguments, found: Findings) -> 
     train, validation = (min(found.images.get(split, 0), limit or sys.maxsize) for split, limit in limits.items())
     if not train:
         return None
-    gpu, card = gpus(found.machine), found.machine.accelerator
-    epochs = args.num_train_epochs
+    gpu, epochs = gpus(found.machine), args.num_train_epochs
     if args.max_steps > 0:  # for transformers it overrides the epochs, be it fewer or more
-        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * int(card.quantity if card else 1)
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes(found.machine)
         epochs = args.max_steps / math.ceil(train / step)
     if options.pace:
         return Pace(options.pace, gpu, train, validation, epochs)

@@ -41,14 +41,9 @@ class Pace:
     epochs: float
 
     @property
-    def hours_per_epoch(self) -> float:
-        """Training and evaluation."""
-        return (self.train_images + self.validation_images) / self.images_per_second / 3600
-
-    @property
     def hours(self) -> float:
-        """All epochs."""
-        return self.hours_per_epoch * self.epochs
+        """All epochs, training and evaluation."""
+        return (self.train_images + self.validation_images) * self.epochs / self.images_per_second / 3600
 
     def on(self, gpu: str) -> Pace | None:
         """The same work on one of another GPU, by the ratio of `MS_PER_IMAGE`; None where one of them is unknown."""

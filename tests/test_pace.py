@@ -14,7 +14,6 @@ PACE = Pace(2.0, WORKSTATION, train_images=3600, validation_images=360, epochs=1
 
 
 def test_hours_count_every_epochs_training_and_evaluation():
-    assert PACE.hours_per_epoch == pytest.approx(0.55)
     assert PACE.hours == pytest.approx(5.5)
 
 
