@@ -44,15 +44,12 @@ def train_and_hand_over(options: argparse.Namespace) -> int:
     if code != DEADLINE_EXIT or stopped:
         return code
     if newest_push(api, options.model) == before:
-        raise UserError(
-            f"the time was up before anything was pushed to {options.model}, so no next job is started; "
-            "give a longer --timeout"
-        )
+        raise UserError(f"the time was up before anything was pushed to {options.model}; give a longer --timeout")
     if reason := limit_reached(api, request, options):
         say(f"the time was up, and no next job is started: {reason}. The same command resumes the training")
         return code
-    link = str(int(request["labels"]["link"]) + 1)
-    successor = start_once(api, request | {"labels": request["labels"] | {"link": link}})
+    labels = request["labels"]
+    successor = start_once(api, request | {"labels": labels | {"link": str(int(labels["link"]) + 1)}})
     say(f"the time was up: {successor.id} continues, {successor.url}")
     return 0
 

@@ -1,7 +1,4 @@
-"""A training as a job on HF Jobs: started once, followed to its end.
-
-start_once(api, request)   ->  the job, even where the answer to the request was lost
-follow(api, job)           ->  the job as it ended, its log printed on the way
+"""A training as a job on HF Jobs: `follow(api, start_once(api, request))`.
 
 A request holds every argument of `HfApi.run_job`, in a form that JSON keeps: a dry run prints it, and the job carries
 it, to start its successor from. jobs/request.py makes it.
@@ -16,7 +13,6 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, JobInfo, Volume
@@ -27,9 +23,8 @@ from recipe.schema import UserError
 PROJECT = {"project": "recipe"}  # the label by which our jobs are found
 REQUEST = "RECIPE_JOB"  # the variable in which a job carries its own request
 ENDED = ("COMPLETED", "ERROR", "CANCELED", "DELETED")
-PATIENCE = 600.0  # seconds of passing failures before a question is given up
-POLL = 1.0  # between two looks at a job
-LAST_TRIES = 10  # to read the log of a job that has ended: its exit code is known by then
+PATIENCE, LOG_PATIENCE = 600.0, 20.0  # seconds of passing failures before a question, a log's end, is given up
+POLL = 1.0  # seconds between two looks at a job
 TIMEOUT_EXIT, CANCELED_EXIT = 124, 143  # as `timeout` and a terminated shell have them
 Request = dict[str, Any]
 Result = TypeVar("Result")
@@ -54,24 +49,17 @@ def find_jobs(api: HfApi, namespace: str, **labels: str) -> list[JobInfo]:
 def start_once(api: HfApi, request: Request) -> JobInfo:
     """Start the job unless it was started already: an answer may be lost on its way back, and a job costs.
 
-    Raises UserError where the Hub refuses the job, or does not say whether it runs.
+    Raises UserError where the Hub refuses the job, or takes none for `PATIENCE` seconds.
     """
-    end, pause = time.monotonic() + PATIENCE, POLL
     volumes = [Volume(**volume) for volume in request["volumes"]]
     sent = request | {"volumes": volumes, "env": request["env"] | {REQUEST: to_json(request)}}
     labels = {name: request["labels"][name] for name in ("chain", "link")}
-    while not (found := find_jobs(api, request["namespace"], **labels)):
-        if time.monotonic() > end:
-            raise UserError("HF Jobs takes no job at the moment, and none was started. Try again later")
-        try:
-            return api.run_job(**sent)  # the client does not repeat this one
-        except Exception as error:
-            if not is_transient(error):
-                raise UserError(f"HF Jobs refuses the job: {first_line(error)}") from error
-            say(f"note: the Hub did not confirm the job ({first_line(error)}); looking whether it runs")
-        time.sleep(pause)
-        pause = min(2 * pause, 60)
-    return found[0]
+
+    def start() -> JobInfo:
+        found = find_jobs(api, request["namespace"], **labels)
+        return found[0] if found else api.run_job(**sent)
+
+    return ask("starting the job", start)
 
 
 def follow(api: HfApi, job: JobInfo) -> JobInfo:
@@ -79,25 +67,25 @@ def follow(api: HfApi, job: JobInfo) -> JobInfo:
 
     Raises UserError where the Hub does not answer for `PATIENCE` seconds, or refuses the log.
     """
-    shown, tries, owner = 0, LAST_TRIES, job.owner.name
+    owner, shown, ended = job.owner.name, 0, False
+
+    def read() -> None:
+        nonlocal shown
+        for number, line in enumerate(api.fetch_job_logs(job_id=job.id, namespace=owner, follow=not ended), 1):
+            if number > shown:  # the Hub sends a log from its first line on
+                print(line, flush=True)
+                shown = number
+
     while True:
-        now = ask("asking for the job", partial(api.inspect_job, job_id=job.id, namespace=owner))
+        now = ask("asking for the job", lambda: api.inspect_job(job_id=job.id, namespace=owner))
         ended = now.status.stage in ENDED  # asked before the log is read, which is complete then
         try:
-            for number, line in enumerate(api.fetch_job_logs(job_id=job.id, namespace=owner, follow=not ended), 1):
-                if number > shown:  # the Hub sends a log from its first line on
-                    print(line, flush=True)
-                    shown = number
+            with_retries("reading the log", read, time.monotonic() + LOG_PATIENCE)
         except Exception as error:
-            if not (is_transient(error) or ended):
-                raise UserError(
-                    f"the log of {job.id} cannot be read ({first_line(error)}); the job runs on"
-                ) from error
-            tries -= ended
-            if tries:
-                time.sleep(2 * POLL)
-                continue
-            say(f"note: the end of the log cannot be read ({first_line(error)})")
+            if ended:
+                say(f"note: the end of the log cannot be read ({first_line(error)})")
+            elif not is_transient(error):
+                raise UserError(f"{job.id} runs on; its log cannot be read ({first_line(error)})") from error
         if ended:
             say(f"{job.id}: {now.status.stage} {now.status.message or ''}".rstrip())
             return now
@@ -106,14 +94,11 @@ def follow(api: HfApi, job: JobInfo) -> JobInfo:
 
 def exit_code(job: JobInfo) -> int:
     """That of the job's command, from what the Hub says of its end."""
-    if job.status.stage == "COMPLETED":
-        return 0
     message = job.status.message or ""
     if (code := re.search(r"exit code:? (\d+)", message)) is not None:
         return int(code[1])
-    if job.status.stage == "CANCELED":
-        return CANCELED_EXIT
-    return TIMEOUT_EXIT if "timeout" in message.lower() else 1
+    other = TIMEOUT_EXIT if "timeout" in message.lower() else 1
+    return {"COMPLETED": 0, "CANCELED": CANCELED_EXIT}.get(job.status.stage, other)
 
 
 def ask(what: str, call: Callable[[], Result]) -> Result:

@@ -2,7 +2,7 @@
 
     python jobs/launch.py --flavor a10g-large --try -- --data USER/CROWD
     python jobs/launch.py --flavor a10g-large --until-done --max_cost 60 -- --data USER/CROWD
-    python jobs/launch.py --status
+    hf jobs ps --all --label project=recipe                    this project's jobs
 
 What stands after `--` are flags of `recipe train`. The exit code is the job's; 75: its time was up, and the same
 command resumes. torch and transformers are imported only once there is something to check.
@@ -17,13 +17,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, JobInfo, get_token
+from huggingface_hub import HfApi, JobInfo
 
-from jobs.job import ENDED, Request, ask, exit_code, find_jobs, follow, run_command, say, start_once, to_json
+from data_prep.publish import upload
+from jobs.job import ENDED, Request, exit_code, find_jobs, follow, run_command, say, start_once, to_json
 from jobs.preflight import Findings, check
-from jobs.request import hours, make_request
+from jobs.request import hours, make_request, volume
 from recipe.config import DEADLINE_EXIT
-from recipe.hub import short_timeouts
+from recipe.hub import own_token, short_timeouts
 from recipe.schema import UserError
 
 DETACHED_EXIT = 130  # as a shell has it after Ctrl-C
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--flavor", help="machine, such as a10g-large; a wrong name lists all with their prices")
+    add("--flavor", required=True, help="machine, such as a10g-large; `hf jobs hardware` lists them with their prices")
     add("--image", help="image in a public registry, or hf.co/spaces/USER/NAME; default: NAMESPACE/recipe")
     add("--timeout", type=hours, help="such as 12h or 90m; default: from the pace, else 12h")
     add("--namespace", help="user or organisation that pays; default: the token's user")
@@ -49,14 +50,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-cost", type=float, metavar="DOLLARS", help="no job is started that could pass this, with those before")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="variable of the job")
     add("--secret", action="append", default=[], metavar="NAME", help="variable of this machine, for the job alone")
-    add("--volume", action="append", default=[], metavar="hf://...:/DIR", help="as `hf jobs run --volume` has it")
+    mounts = "as `hf jobs run --volume` has it; `-- --data /DIR` then reads a dataset repo without a download"
+    add("--volume", type=volume, action="append", default=[], metavar="hf://...:/DIR", help=mounts)
+    add("--upload-data", metavar="USER/NAME", help="private dataset repo to which the folder of --data is sent first")
     add("--bucket", metavar="USER/NAME", help="bucket that is mounted at --output_dir, so that all of it survives")
     add("--ssh", action="store_true", help="let `hf jobs ssh` into the job")
     add("--resource-group-id", metavar="ID", help="of an organisation, for its spending limits")
     add("--try", dest="try_", action="store_true", help="minutes: the doctor, and 60 steps, whose pace it prints")
     add("--detach", action="store_true", help="do not follow the log")
     add("--dry-run", action="store_true", help="check everything, print the job as JSON, stop")
-    add("--status", action="store_true", help="list this project's jobs")
     return parser
 
 
@@ -68,10 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # With underscores too, as those of `recipe train` with dashes.
     own = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in argv[:cut]]
     options = parser.parse_args(own)
-    if options.status:
-        return run_command(lambda: status(options.namespace))
-    if not options.flavor:
-        parser.error("--flavor is missing, such as --flavor a10g-large")
     return run_command(lambda: launch(options, argv[cut + 1 :]))
 
 
@@ -82,26 +80,20 @@ def launch(options: argparse.Namespace, training: list[str]) -> int:
     args = parse(training, on_gpu=True)  # whatever this machine has
     if args.hub_token is not None:
         raise UserError("--hub_token: a job's command can be read by others; the job gets your token as a secret")
-    api, token = HfApi(), own_token()
+    api = HfApi(token=own_token())
     with short_timeouts():
         found = check(api, options, args)
-    request = make_request(options, training, args, found, token)
+    request = make_request(options, training, args, found)
     if options.dry_run:
         print(to_json(request, indent=2))
         return 0
-    job = job_at_work(api, request)
-    if job is not None:
+    if (job := job_at_work(api, request)) is not None:
         say(f"note: {job.id} trains {found.model} already; no other is started")
+    elif options.upload_data:
+        upload(Path(str(args.data)), options.upload_data)
     job = job or start_once(api, request)
     announce(job, found, ssh=options.ssh)
     return 0 if options.detach else watch(api, job)
-
-
-def own_token() -> str:
-    """The token of this machine. Raises UserError where there is none."""
-    if (token := get_token()) is None:
-        raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write and start jobs")
-    return token
 
 
 def job_at_work(api: HfApi, request: Request) -> JobInfo | None:
@@ -136,27 +128,13 @@ def announce(job: JobInfo, found: Findings, *, ssh: bool) -> None:
     if found.space:
         say(f"dashboard  {job.endpoint}/spaces/{found.space}")
     say(f"model      {job.endpoint}/{found.model}")
-    commands = {"watch": "logs --follow", "stats": "stats", "shell": "ssh", "cancel": "cancel"}
-    for what, command in commands.items():
-        if what != "shell" or ssh:
-            say(f"{what:10} hf jobs {command} {name}")
+    say(f"watch      hf jobs logs --follow {name}")
+    say(f"stats      hf jobs stats {name}")
+    if ssh:
+        say(f"shell      hf jobs ssh {name}")
+    say(f"cancel     hf jobs cancel {name}")
+    say(f"all jobs   hf jobs ps --all --namespace {job.owner.name} --label project=recipe")
     say(f"resume     python {shlex.join(sys.argv)}")
-
-
-def status(namespace: str | None) -> int:
-    """Print one line for each job of this project, newest first."""
-    api = HfApi(token=own_token())
-    with short_timeouts():
-        owner = namespace or ask("asking the Hub who we are", api.whoami)["name"]
-        jobs = find_jobs(api, owner)
-    for job in jobs:
-        minutes = ((job.durations.running_secs if job.durations else None) or 0) // 60
-        started = f"{job.started_at:%Y-%m-%d %H:%M}" if job.started_at else "-"
-        model = (job.labels or {}).get("model", "").replace("--", "/")
-        print(f"{job.id}  {job.status.stage:10}  {job.flavor:12}  {started:16}  {minutes:5} min  {model}")
-    if not jobs:
-        print(f"no jobs of this project in {owner}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ from recipe.hub import check_write_access
 from recipe.record import commit, lock
 
 ROOT = Path(__file__).parent.parent
-FILES = ("LICENSE", "pyproject.toml", "requirements.lock", "uv.lock", ".dockerignore")
-ROOMS = ("recipe", "data_prep", "jobs")
+SENT = ("recipe", "data_prep", "jobs", "LICENSE", "pyproject.toml", "requirements.lock", "uv.lock", ".dockerignore")
 HEADER = """---
 title: Recipe
 sdk: docker
@@ -46,22 +45,27 @@ POLL, GRACE = 5.0, 60.0  # seconds between questions; until a build has begun af
 def main(argv: Sequence[str] | None = None) -> int:
     """Upload and wait. Returns 0 when the image is built, 1 when the build failed, 2 for a mistake of the user's."""
     parser = argparse.ArgumentParser(prog="python jobs/publish_image.py", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("space", help="USER/NAME of the Space; made if it is not there")
-    parser.add_argument("--public", action="store_true", help="let everybody see and use it; default: private")
+    parser.add_argument("space", help="USER/NAME of the private Space; made if it is not there")
     options = parser.parse_args(argv)
-    return run_command(lambda: publish(options.space, public=options.public))
+    return run_command(lambda: publish(options.space))
 
 
-def publish(name: str, *, public: bool) -> int:
-    """Create the Space, send the build, wait for it. Never public without being asked."""
+def publish(name: str) -> int:
+    """Make the Space hold the build and nothing else, in one commit, and wait for the image. Returns the exit code."""
     api = HfApi()
     say(check_write_access(name, "space"))
-    what = f"creating {name}" if public else f"creating {name} as a private Space (--public makes it public)"
-    create = partial(api.create_repo, repo_type="space", space_sdk="docker", private=not public, exist_ok=True)
-    space = ask(what, lambda: create(name)).repo_id
-    changed = upload(api, space)
-    say(f"sent to {api.endpoint}/spaces/{space}" if changed else f"nothing new for {space}")
-    if changed:
+    create = partial(api.create_repo, name, repo_type="space", space_sdk="docker", private=True, exist_ok=True)
+    space = ask(f"creating {name} as a private Space", create).repo_id
+    look = partial(api.space_info, space)
+    before = ask(f"looking at {space}", look).sha
+    with tempfile.TemporaryDirectory() as folder:
+        write_build(Path(folder))
+        send = partial(api.upload_folder, repo_id=space, repo_type="space", folder_path=folder, delete_patterns="*")
+        ask(f"sending the build to {space}", lambda: send(commit_message=f"recipe {commit()[:7]}"))
+    if ask(f"looking at {space}", look).sha == before:  # asked, as the answer to the commit may have been lost
+        say(f"nothing new for {space}")
+    else:
+        say(f"sent to {api.endpoint}/spaces/{space}")
         time.sleep(GRACE)  # until then the stage may be that of the build before
     while (stage := str(ask(f"asking for {space}", lambda: api.get_space_runtime(space)).stage)) in BUILDING:
         time.sleep(POLL)
@@ -69,27 +73,15 @@ def publish(name: str, *, public: bool) -> int:
         print(f"built; give it to jobs/launch.py as --image hf.co/spaces/{space}")
         return 0
     log = ask("reading the log", lambda: list(api.fetch_space_logs(space, build=stage == "BUILD_ERROR")))
-    say("".join(log))
-    say(f"error: the build of {space} ended as {stage}; its log is above")
+    say(f"{''.join(log)}\nerror: the build of {space} ended as {stage}; its log is above")
     return 1
-
-
-def upload(api: HfApi, space: str) -> bool:
-    """Make the Space hold the build and nothing else, in one commit. Returns whether anything changed."""
-    before = ask(f"looking at {space}", lambda: api.space_info(space).sha)
-    with tempfile.TemporaryDirectory() as folder:
-        write_build(Path(folder))
-        send = partial(api.upload_folder, repo_id=space, repo_type="space", folder_path=folder, delete_patterns="*")
-        ask(f"sending the build to {space}", lambda: send(commit_message=f"recipe {commit()[:7]}"))
-    return ask(f"looking at {space}", lambda: api.space_info(space).sha) != before  # the answer may have been lost
 
 
 def write_build(folder: Path) -> None:
     """The files of the Space: those of this checkout, but for its card and the end of its Dockerfile."""
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in FILES:
-        shutil.copy(ROOT / name, folder / name)
+    tree = partial(shutil.copytree, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SENT:
+        (tree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     dockerfile = (ROOT / "Dockerfile").read_text() + ANSWER
     for name, value in (("COMMIT", commit()), ("LOCK", lock())):  # the Hub gives its builds no arguments
         dockerfile = dockerfile.replace(f"ARG {name}=unknown", f"ARG {name}={value}")

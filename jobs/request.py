@@ -1,6 +1,6 @@
 """What HF Jobs is asked for, with a timeout that holds the training: what a dry run prints, and what is sent.
 
-start_once(api, make_request(options, training, args, found, token))
+start_once(api, make_request(options, training, args, found))
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import re
 import shlex
 import sys
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import JobHardwareInfo, Volume
 from huggingface_hub.utils import parse_hf_mount
 
 from jobs.job import PROJECT, Request, say
-from jobs.preflight import Findings, gpus, hourly
+from jobs.preflight import Findings, gpus, hourly, processes
+from recipe.hub import own_token
 from recipe.pace import Pace, computed_rate
 from recipe.record import RunRecord
 from recipe.schema import UserError
@@ -27,16 +28,15 @@ if TYPE_CHECKING:
     from recipe.arguments import Arguments
 
 TRY_SECONDS = 30 * 60
-DEFAULT_HOURS = 12.0  # the job's timeout where no pace is known; the Hub's own default is 30 minutes
+DEFAULT_HOURS = 12.0  # the job's timeout where nothing is known of its pace; the Hub's own default is 30 minutes
 START_HOURS = 1 / 3  # of a job: to fetch image, data and backbone, and to push at the end
+SERVER = ("TRACKIO_SERVER_URL", "TRACKIO_WRITE_TOKEN")  # secrets: the address may carry the token
 
 
-def make_request(
-    options: argparse.Namespace, training: list[str], args: Arguments, found: Findings, token: str
-) -> Request:
+def make_request(options: argparse.Namespace, training: list[str], args: Arguments, found: Findings) -> Request:
     """Every argument of `HfApi.run_job`: what the user asks for, and what every job needs.
 
-    Raises UserError where the time or the money is too short, a variable has no value, or a volume cannot be read.
+    Raises UserError where the time or the money is too short, or a variable has no value.
     """
     if wrong := [pair for pair in options.env if "=" not in pair]:
         raise UserError(f"--env {wrong[0]}: give NAME=VALUE; `--secret NAME` takes the value from this machine")
@@ -45,14 +45,17 @@ def make_request(
     volumes = list(options.volume)
     if options.bucket:  # the same folder in the bucket as in the image, which works in /
         folder = args.output_dir.strip("/")
-        volumes.append(f"hf://buckets/{options.bucket}/{folder}:/{folder}")
+        volumes.append(Volume(type="bucket", source=options.bucket, path=folder, mount_path=f"/{folder}"))
+    sent = ["--data", options.upload_data] if options.upload_data else []
+    flags = [*training, *sent, "--hub_model_id", found.model]
+    server = [name for name in SERVER if name in os.environ and not found.space]
     # `chain` is common to the jobs of one training; with `link`, 1 for its first job, it names one job alone.
     labels = PROJECT | {"name": found.model.split("/")[-1], "chain": uuid.uuid4().hex[:16], "link": "1"}
     if options.try_:
-        command, seconds = try_command(training, found), TRY_SECONDS
+        command, seconds = try_command(flags), TRY_SECONDS
     else:
         timeout, max_hours = schedule(options, args, found)
-        command, seconds = train_command(options, training, found, max_hours), round(timeout * 3600)
+        command, seconds = train_command(options, flags, found, max_hours), round(timeout * 3600)
         labels["model"] = found.model.replace("/", "--")
     return {
         "namespace": found.namespace,
@@ -61,18 +64,17 @@ def make_request(
         "flavor": found.machine.name,
         "timeout": seconds,
         "env": dict(pair.split("=", 1) for pair in options.env),
-        "secrets": {"HF_TOKEN": token} | {name: os.environ[name] for name in [*options.secret, *found.secrets]},
+        "secrets": {"HF_TOKEN": own_token()} | {name: os.environ[name] for name in [*options.secret, *server]},
         "labels": labels,
-        "volumes": [parse_volume(text) for text in volumes],
+        "volumes": [volume.to_dict() for volume in volumes],
         "ssh": options.ssh,
         "resource_group_id": options.resource_group_id,
     }
 
 
-def train_command(options: argparse.Namespace, training: list[str], found: Findings, max_hours: float) -> list[str]:
-    """The user's flags, and those that every job needs; with --until-done as one job of a chain."""
-    command = ["recipe", "train", *training]
-    command += ["--max_hours", f"{max_hours:.3f}", "--hub_model_id", found.model, "--push_to_hub"]
+def train_command(options: argparse.Namespace, flags: list[str], found: Findings, max_hours: float) -> list[str]:
+    """The training with its deadline and its dashboard; with --until-done as one job of a chain."""
+    command = ["recipe", "train", *flags, "--max_hours", f"{max_hours:.4g}"]
     if found.space is not None:
         command += ["--trackio_space_id", found.space]
     if not options.until_done:
@@ -82,88 +84,66 @@ def train_command(options: argparse.Namespace, training: list[str], found: Findi
     return [*chain, *limits, "--", *command]
 
 
-def try_command(training: list[str], found: Findings) -> list[str]:
+def try_command(flags: list[str]) -> list[str]:
     """What shows within minutes that image, driver and token are right, what fits, and how fast a step is."""
-    flags = shlex.join([*training, "--hub_model_id", found.model])
     short = "--max_steps 60 --max_train_images 500 --max_val_images 50 --push_to_hub false --report_to none"
-    return ["sh", "-c", f"recipe doctor {flags} && recipe train {flags} --output_dir outputs/try {short}"]
-
-
-def parse_volume(text: str) -> dict[str, Any]:
-    """A volume such as hf://datasets/USER/NAME:/data:ro, as `Volume` takes it. Raises UserError where it is none."""
-    try:
-        mount = parse_hf_mount(text)
-    except ValueError as error:
-        raise UserError(f"--volume {text}: {error}") from error
-    return Volume(
-        type=mount.source.type,
-        source=mount.source.id,
-        revision=mount.source.revision,
-        path=mount.source.path_in_repo or None,
-        mount_path=mount.mount_path,
-        read_only=mount.read_only,
-    ).to_dict()
+    words = shlex.join(flags)
+    return ["sh", "-c", f"recipe doctor {words} && recipe train {words} --output_dir outputs/try {short}"]
 
 
 def schedule(options: argparse.Namespace, args: Arguments, found: Findings) -> tuple[float, float]:
     """Hours until the Hub kills the job, and hours of training, after which the recipe itself stops before that.
 
-    Prints the expected hours and costs. Raises UserError where the timeout cannot hold the first epoch, or --max_cost
-    not the first job.
+    Prints the expected hours and costs. Raises UserError where --max_cost does not allow the first job.
     """
     pace, price = find_pace(options, args, found), hourly(found.machine)
     if pace is None:
-        say("time       unknown: no pace was measured. Give --pace-from RUN_DIR (a run writes one), or --try first")
-        timeout = options.timeout or DEFAULT_HOURS
-        evaluation, least = timeout / 6, 0.0
+        say("time       unknown: neither the images nor the GPU tell it; `--try` measures a pace, `--pace` gives one")
+        timeout, needed = options.timeout or DEFAULT_HOURS, math.inf
+        end = timeout / 6  # at the deadline the epoch's evaluation may still have to run
     else:
-        cost, rate = pace.hours * price, pace.images_per_second
-        say(f"time       {pace.hours:.1f} h, ${cost:.2f}, for {pace.epochs:.4g} epochs at {rate:.2f} images/s")
+        needed, end = pace.hours, pace.validation_images / pace.images_per_second / 3600
+        words = f"{needed:.1f} h, ${needed * price:.2f}, for {pace.epochs:.4g} epochs"
+        say(f"time       {words} at {pace.images_per_second:.2f} images/s")
         if options.dry_run:
             say(cost_table(pace, found.machines))
-        evaluation = pace.validation_images / rate / 3600
-        timeout = options.timeout or math.ceil(pace.hours * 1.15 + START_HOURS + evaluation)
-        least = min(pace.hours_per_epoch, pace.hours)  # a run may be shorter than an epoch
-    # At the deadline the epoch's evaluation may still have to run.
-    max_hours = min(timeout - min(START_HOURS + evaluation, 0.3 * timeout), args.max_hours or math.inf)
-    if max_hours < least:
-        raise UserError(
-            f"--timeout {timeout:g}h cannot hold the first epoch, which takes {least:.1f} h on {found.machine.name} "
-            f"besides the start and the end of the job: give --timeout {math.ceil(least + START_HOURS + evaluation)}h"
-        )
+        timeout = options.timeout or math.ceil(needed * 1.15 + START_HOURS + end)
+    max_hours = min(timeout - min(START_HOURS + end, 0.3 * timeout), args.max_hours or math.inf)
     dearest = timeout * price
-    say(f"timeout    {timeout:g} h, ${dearest:.2f} at most; with --until-done a job whose time is up starts the next")
+    say(f"timeout    {timeout:g} h, ${dearest:.2f} at most")
+    if max_hours < needed and not options.until_done:
+        say("note: with --until-done a job whose time is up starts the next")
     if options.max_cost is not None and dearest > options.max_cost:
         raise UserError(f"--max_cost {options.max_cost:g}: one job may cost ${dearest:.2f}; give a shorter --timeout")
     return timeout, max_hours
 
 
 def find_pace(options: argparse.Namespace, args: Arguments, found: Findings) -> Pace | None:
-    """Images per second on the flavor: as given, or measured by a run here or on the Hub and carried over."""
+    """The work of the job, at the pace that was given, measured by a run here or on the Hub, or computed; says which.
+
+    None where the images are not known, or no pace of the GPU.
+    """
     limits = {"train": args.max_train_images, "validation": args.max_val_images}
-    images = [min(found.images.get(split, 0), limit or sys.maxsize) for split, limit in limits.items()]
-    gpu, card = gpus(found.machine), found.machine.accelerator
-    if not images[0]:
+    train, validation = (min(found.images.get(split, 0), limit or sys.maxsize) for split, limit in limits.items())
+    if not train:
         return None
-    epochs = args.num_train_epochs
+    gpu, epochs = gpus(found.machine), args.num_train_epochs
     if args.max_steps > 0:  # for transformers it overrides the epochs, be it fewer or more
-        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * int(card.quantity if card else 1)
-        epochs = args.max_steps / math.ceil(images[0] / step)
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes(found.machine)
+        epochs = args.max_steps / math.ceil(train / step)
     if options.pace:
-        return Pace(options.pace, gpu, images[0], images[1], epochs)
+        return Pace(options.pace, gpu, train, validation, epochs)
     record = RunRecord.read(options.pace_from) if options.pace_from else found.record
     measured = Pace.read(record.pace) if record else None
     if measured is None and options.pace_from:
         raise UserError(f"--pace-from {options.pace_from}: holds no pace; a run writes one after its first 50 steps")
-    if measured is None:
-        return None
-    there = measured.on(gpu)
-    if there is None:
-        say(f"note: a pace on {measured.device} says nothing of {gpu}; --pace IMAGES gives one")
-        return None
-    if computed_rate(measured.device) != computed_rate(gpu):
-        say(f"note: the pace is an estimate, from {measured.device} by the images/s computed for both GPUs")
-    return Pace(there.images_per_second, gpu, images[0], images[1], epochs)
+    if measured and (there := measured.on(gpu)):
+        if computed_rate(measured.device) != computed_rate(gpu):
+            say(f"note: the pace is an estimate, from {measured.device} by the images/s computed for both GPUs")
+        return Pace(there.images_per_second, gpu, train, validation, epochs)
+    if (computed := Pace.computed(gpu, train, validation, epochs)) is not None:
+        say("note: the pace is arithmetic, for ViT-L at 960x1536; `--try` measures it, `--pace IMAGES` gives it")
+    return computed
 
 
 def cost_table(pace: Pace, machines: list[JobHardwareInfo]) -> str:
@@ -183,3 +163,14 @@ def hours(text: str) -> float:
     if not found or float(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h, 90m or 1d")
     return float(found[1]) * {"": 1 / 3600, "s": 1 / 3600, "m": 1 / 60, "h": 1, "d": 24}[found[2]]
+
+
+def volume(text: str) -> Volume:
+    """A volume such as hf://datasets/USER/NAME:/data, as `hf jobs run --volume` has it."""
+    try:
+        mount = parse_hf_mount(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    source, path = mount.source, mount.mount_path
+    where = {"revision": source.revision, "path": source.path_in_repo or None, "read_only": mount.read_only}
+    return Volume(type=source.type, source=source.id, mount_path=path, **where)

@@ -159,15 +159,16 @@ def newest_commit(name: str, revision: str | None, kind: str) -> str | None:
     return revision
 
 
-def check_write_access(name: str, kind: str = "model", token: str | None = None) -> str:
-    """Whether the token may write to the repo `name` (USER/NAME, or NAME in one's own namespace), in words.
+def own_token(token: str | None = None) -> str:
+    """The token given, or that of this machine. Raises UserError where there is none."""
+    if not (found := token or get_token()):
+        raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write")
+    return found
 
-    Raises:
-        UserError: no token, one without this right, or somebody else's repo; HubAway: the Hub cannot be asked.
-    """
-    api = HfApi(token=token)
-    if not (token or get_token()):
-        raise UserError(f"{name}: no token. Run `hf auth login`, or set HF_TOKEN to one that may write")
+
+def check_write_access(name: str, kind: str = "model", token: str | None = None) -> str:
+    """That the token may write to a repo (USER/NAME, or NAME of one's own), in words. Raises UserError where not."""
+    api = HfApi(token=own_token(token))
     with as_user_errors(name):
         user = with_retries("asking the Hub for the token's rights", api.whoami)
         repo_id = full_id(name, user)
@@ -180,11 +181,7 @@ def check_write_access(name: str, kind: str = "model", token: str | None = None)
 
 
 def check_read_access(repo_id: str) -> str:
-    """Whether a pretrained model, which may be gated, can be fetched, in words.
-
-    Raises:
-        UserError: its licence was not accepted, or no such repo for this token; HubAway: the Hub cannot be asked.
-    """
+    """That a pretrained model, which may be gated, can be fetched, in words. Raises UserError where it cannot."""
     with as_user_errors(repo_id):
         with_retries(f"looking at {repo_id}", lambda: HfApi().auth_check(repo_id))
     return f"{repo_id} can be fetched"

@@ -1,4 +1,4 @@
-"""How fast a run is, how long it takes, and how long and at what cost it would run elsewhere.
+"""How fast a run is, how long it takes, and how long it would take elsewhere.
 
     Pace.read(record.pace).on("1 x A10G").hours        what `recipe train` prints, and `jobs/launch.py --pace-from`
 
@@ -13,18 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Milliseconds of one training image, ViT-L at 960x1536 in batches of 2. Computed, not measured: 7.7 TFLOP an image
-# (88 % of them in the frozen backbone) and its memory traffic, at the rates that each card is assumed to sustain:
-# TFLOP/s of linear layers / of attention, and GB/s. By the peak rates of the datasheets an A10G would be slower than
-# a card of 70 W.
+# Milliseconds of one training image, ViT-L in batches of 2, on a mix of shapes that fit 960x1536: 6.26 TFLOP and the
+# memory traffic that `benchmarks/step_budget.py` counts, at the rates that each card is assumed to sustain (TFLOP/s of
+# linear layers / of attention, and GB/s). Not measured. A card with less than 20 GB is not in it.
 MS_PER_IMAGE = {
-    "RTX 4000 SFF Ada": 257,  # 45 / 38, 280; 70 W
-    "L4": 243,  # 48 / 40, 300; 72 W
-    "A10G": 213,  # 50 / 45, 600
-    "L40S": 82,  # 190 / 130, 864
-    "A100": 61,  # 230 / 160, 1,935
-    "H100": 37,  # 600 / 350, 3,350
-    "H200": 35,  # as H100, with 4,800
+    "RTX 4000 SFF Ada": 183,  # 45 / 38, 375; 70 W
+    "L4": 173,  # 48 / 40, 400; 72 W
+    "A10G": 153,  # 50 / 45, 600
+    "L40S": 56,  # 190 / 130, 864
+    "A100": 44,  # 230 / 160, 1,935
+    "H100": 22,  # 600 / 350, 3,350
+    "H200": 21,  # as H100, with 4,800
 }
 
 
@@ -42,14 +41,9 @@ class Pace:
     epochs: float
 
     @property
-    def hours_per_epoch(self) -> float:
-        """Training and evaluation."""
-        return (self.train_images + self.validation_images) / self.images_per_second / 3600
-
-    @property
     def hours(self) -> float:
-        """All epochs."""
-        return self.hours_per_epoch * self.epochs
+        """All epochs, training and evaluation."""
+        return (self.train_images + self.validation_images) * self.epochs / self.images_per_second / 3600
 
     def on(self, gpu: str) -> Pace | None:
         """The same work on one of another GPU, by the ratio of `MS_PER_IMAGE`; None where one of them is unknown."""
@@ -57,10 +51,6 @@ class Pace:
         if here is None or there is None:
             return None
         return dataclasses.replace(self, images_per_second=self.images_per_second * there / here, device=gpu)
-
-    def record(self) -> dict[str, object]:
-        """What run.json keeps under "pace"."""
-        return {**dataclasses.asdict(self), "hours_total": round(self.hours, 2)}
 
     @classmethod
     def computed(cls, device: str, train_images: int, validation_images: int, epochs: float) -> Pace | None:
@@ -70,7 +60,7 @@ class Pace:
 
     @classmethod
     def read(cls, found: Mapping[str, Any] | None) -> Pace | None:
-        """The pace that run.json keeps, as `record` wrote it; None where there is none."""
+        """The pace that run.json keeps, the fields by their names; None where there is none."""
         return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)}) if found else None
 
 
@@ -85,15 +75,9 @@ def computed_rate(device: str) -> float | None:
 
 def pace_in_words(pace: Pace, command: str) -> str:
     """The lines that `recipe train` prints: the pace here, and when it is worth leaving for another machine."""
-    lines = [
-        f"pace: {pace.images_per_second:.2f} images/s on {pace.device}",
-        f"      {pace.hours:.1f} h for all {pace.epochs:g} epochs with their evaluations",
-    ]
-    there = pace.on("A10G")
-    if there is not None and "A10G" not in pace.device:
-        rates = f"{computed_rate('A10G'):.1f} / {computed_rate(pace.device):.1f}"
-        lines += [
-            f"      about {there.hours:.1f} h on a10g-large, an estimate by the images/s computed for both ({rates}):",
-            f"      {command}",
-        ]
-    return "\n".join(lines)
+    words = f"pace: {pace.images_per_second:.2f} images/s on {pace.device}, "
+    words += f"{pace.hours:.1f} h for all {pace.epochs:g} epochs with their evaluations"
+    there = pace.on("1 x A10G")
+    if there is None or "A10G" in pace.device:
+        return words
+    return f"{words}\n      about {there.hours:.1f} h on a10g-large, by the arithmetic for both GPUs: {command}"

@@ -31,7 +31,7 @@ from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.training.checkpoints import Resume, Seal, last_checkpoint, seal_old_checkpoints
-from recipe.training.dashboard import Dashboard
+from recipe.training.dashboard import Dashboard, job_space
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
 from recipe.training.memory import find_batch_size
@@ -63,7 +63,9 @@ def train(args: Arguments) -> int:
     """Train, keep the best model, write the report. Returns the exit code: 0, 3, 70 or 75."""
     # 1. The run: its folder and its repo, which are no other run's.
     folder, expected = Path(args.output_dir), fixed_settings(args)
-    warn_of_machine(args)
+    say_driver()
+    if "JOB_ID" in os.environ:
+        prepare_for_job(args)
     repo = open_repo(args)
     fix_revisions(args, repo.record if repo is not None else None)
     lock = lock_run_folder(folder) if args.should_save else None  # kept open: ours until this process ends
@@ -108,13 +110,20 @@ def train(args: Arguments) -> int:
     return DEADLINE_EXIT
 
 
-def warn_of_machine(args: Arguments) -> None:
-    """A driver too old for the locked CUDA would only show as a missing GPU, and a job's timeout as a killed run."""
+def say_driver() -> None:
+    """One line where there is an NVIDIA driver: too old for the locked CUDA, it would only show as a missing GPU."""
     fine, words = driver(torch.version.cuda, installed_driver())
     if fine is not None:
         logger.log(logging.INFO if fine else logging.WARNING, "driver %s", words)
-    if "JOB_ID" in os.environ and args.max_hours is None and args.max_steps < 0:
-        logger.warning("HF Jobs kills a job at its timeout: give --max_hours, an hour below `hf jobs run --timeout`")
+
+
+def prepare_for_job(args: Arguments) -> None:
+    """In a job of HF Jobs, also one started by hand: no variable, nor the Hub's client (2.4), tells its timeout."""
+    args.trackio_space_id = job_space(args)
+    if args.max_hours is None and args.max_steps < 0:
+        logger.warning("a job is killed at its timeout: give --max_hours, an hour below `hf jobs run --timeout`")
+    if not args.push_to_hub:
+        logger.warning("a job's disk is gone at its end: give --hub_model_id USER/NAME, or mount a bucket")
 
 
 def open_repo(args: Arguments) -> RunRepo | None:

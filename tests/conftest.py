@@ -90,3 +90,20 @@ TINY = [
 def tiny_flags(packed) -> list[str]:
     """Flags of `recipe train` for a run of seconds."""
     return ["--data", str(packed), *TINY]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A loopback Hub of the test's own; the clients in this process ask it, with alice's token and for 20 s."""
+    from loopback.hub import LoopbackHub  # and with it the Hub's client: most tests need neither
+
+    users = {
+        "hf_alice": {"name": "alice", "role": "write", "orgs": ["acme"]},
+        "hf_alice_reads": {"name": "alice", "role": "read"},
+        "hf_alice_fine": {"name": "alice", "role": "fineGrained", "scopes": {"alice/other": ["repo.write"]}},
+        "hf_bob": {"name": "bob"},
+    }
+    with LoopbackHub(tmp_path / "hub", users) as hub:
+        hub.serve(monkeypatch, "hf_alice")
+        monkeypatch.setattr("recipe.hub.PATIENCE", 20.0)
+        yield hub

@@ -39,7 +39,7 @@ FLOORS = {
     "recipe": ROOMS | {"recipe.training", "recipe.report", "recipe.prediction", "recipe.doctor"},
     "recipe/cli.py": {"recipe"},
     "data_prep": GROUND | {"recipe.data.geometry", "recipe.hub"},
-    "jobs": {"recipe"},
+    "jobs": {"recipe", "data_prep.publish"},
 }
 PILOT = {"data_prep.sample", "data_prep.shards"}  # the pilot makes its own sample, in one place
 

@@ -10,28 +10,12 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
-from loopback.hub import LoopbackHub
 
 from recipe import hub as recipe_hub
 from recipe.hub import check_write_access, is_repo_id, send_files, short_timeouts, with_retries
 from recipe.schema import UserError
 
-USERS = {
-    "hf_alice": {"name": "alice", "role": "write", "orgs": ["acme"]},
-    "hf_alice_reads": {"name": "alice", "role": "read"},
-    "hf_alice_fine": {"name": "alice", "role": "fineGrained", "scopes": {"alice/other": ["repo.write"]}},
-    "hf_bob": {"name": "bob"},
-}
 NAME = "alice/crowd-detr"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub that the clients in this process use, with alice's token."""
-    with LoopbackHub(tmp_path / "hub", USERS) as hub:
-        hub.serve(monkeypatch, "hf_alice")
-        monkeypatch.setattr("recipe.hub.PATIENCE", 20.0)
-        yield hub
 
 
 def test_a_file_that_cannot_be_is_not_tried_for_ever():

@@ -14,21 +14,19 @@ PACE = Pace(2.0, WORKSTATION, train_images=3600, validation_images=360, epochs=1
 
 
 def test_hours_count_every_epochs_training_and_evaluation():
-    assert PACE.hours_per_epoch == pytest.approx(0.55)
     assert PACE.hours == pytest.approx(5.5)
-    assert PACE.record()["hours_total"] == 5.5
 
 
 def test_another_gpu_is_estimated_by_the_ratio_of_computed_times_and_an_unknown_one_not_at_all():
     """By their peaks an A10G (70 TFLOPS) would be slower than a card of 70 W (76.7)."""
-    assert PACE.on("1 x A10G").images_per_second == pytest.approx(2.0 * 257 / 213)
-    assert PACE.on("2 x A10G").images_per_second == pytest.approx(2.0 * 2 * 257 / 213)
+    assert PACE.on("1 x A10G").images_per_second == pytest.approx(2.0 * 183 / 153)
+    assert PACE.on("2 x A10G").images_per_second == pytest.approx(2.0 * 2 * 183 / 153)
     assert PACE.on("1 x Z9000") is None
     assert Pace(2.0, "CPU (2 cores)", 1, 1, 1).on("1 x A10G") is None
 
 
 def test_without_a_measured_pace_that_of_a_known_gpu_can_be_computed():
-    assert Pace.computed(WORKSTATION, 55442, 12065, 10).hours == pytest.approx(48, abs=1)
+    assert Pace.computed(WORKSTATION, 55442, 12065, 10).hours == pytest.approx(34, abs=1)
     assert Pace.computed("CPU (2 cores)", 55442, 12065, 10) is None
 
 
@@ -43,7 +41,7 @@ def test_what_is_printed_says_that_elsewhere_is_an_estimate_and_from_what():
     words = pace_in_words(PACE, "python jobs/launch.py --flavor a10g-large")
     assert "2.00 images/s on 1 x NVIDIA RTX 4000 SFF" in words
     assert "5.5 h for all 10 epochs" in words
-    assert "about 4.6 h on a10g-large, an estimate by the images/s computed for both (4.7 / 3.9)" in words
+    assert "about 4.6 h on a10g-large, by the arithmetic for both GPUs: python" in words
     assert words.endswith("python jobs/launch.py --flavor a10g-large")
     assert "a10g-large" not in pace_in_words(Pace(2.0, "CPU (2 cores)", 1, 1, 1), "a10g-large")
 
@@ -64,4 +62,4 @@ def test_a_training_writes_its_pace_where_the_launcher_reads_it(tiny_flags, tmp_
 
 def test_a_run_without_a_pace_has_none():
     assert Pace.read(None) is None
-    assert Pace.read(PACE.record()) == PACE
+    assert Pace.read(vars(PACE) | {"hours_total": 5.5}) == PACE  # as version 0.1 wrote it

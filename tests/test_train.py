@@ -18,7 +18,7 @@ from recipe.model.checkpoint import DETECTOR_FILE
 from recipe.model.detector import build_detector
 from recipe.record import read_log
 from recipe.schema import UserError
-from recipe.train import freeze_and_save_backbone
+from recipe.train import freeze_and_save_backbone, prepare_for_job
 from recipe.training.checkpoints import checkpoints
 from recipe.training.splits import built_in_sample
 from recipe.training.trainer import CrowdTrainer
@@ -87,6 +87,28 @@ def test_a_job_that_was_started_by_hand_is_warned_of_its_timeout(
     with pytest.raises(Killed):
         main(["train", *tiny_flags, "--output_dir", str(tmp_path / "run"), *extra])
     assert ("give --max_hours" in caplog.text) == warned
+    assert "a job's disk is gone at its end: give --hub_model_id USER/NAME" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "space"),
+    [
+        ([], {}, "trackio"),
+        (["--trackio_space_id", "alice/mine"], {}, "alice/mine"),
+        ([], {"TRACKIO_SPACE_ID": "alice/mine"}, "alice/mine"),
+        ([], {"TRACKIO_SERVER_URL": "http://127.0.0.1:1"}, None),
+        (["--report_to", "none"], {}, None),
+    ],
+)
+def test_a_job_shows_its_numbers_on_a_space_unless_something_else_is_said(monkeypatch, flags, variables, space):
+    """Its own disk, where Trackio would write without one, is gone at its end."""
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    args = parse(["--preset", "pilot", *flags])
+    prepare_for_job(args)
+    assert args.trackio_space_id == space
 
 
 def test_a_sample_that_was_half_drawn_is_drawn_again(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import rewrite_logs
 
+from recipe.arguments import Arguments
 from recipe.hub import first_line, full_id, with_retries
 from recipe.record import RUN_FILE, RunRecord, read_log
 from recipe.schema import UserError
@@ -55,6 +56,17 @@ def rows_of(folder: Path) -> list[Row]:
         image, _, step = path.stem.rpartition("-step-")
         rows.append((int(step), {f"predictions/{image}": path}))
     return rows
+
+
+def job_space(args: Arguments) -> str | None:
+    """The Space of a job of HF Jobs, whose disk will be gone: as given, else USER/trackio, made private.
+
+    None where nothing is logged to Trackio, or to a server of one's own.
+    """
+    if "trackio" not in args.report_to:
+        return None
+    given = args.trackio_space_id or os.environ.get("TRACKIO_SPACE_ID")  # wins over a server, as in Trackio
+    return given or (None if "TRACKIO_SERVER_URL" in os.environ else "trackio")
 
 
 class TrackioRun:

@@ -70,7 +70,7 @@ class PaceLog(TrainerCallback):
             pace = Pace(rate, device(), *self.images, epochs=round(state.max_steps / epoch, 2))
             logger.info(pace_in_words(pace, self.command))
             record = RunRecord.load(Path(args.output_dir) / RUN_FILE)
-            record.pace = pace.record()
+            record.pace = vars(pace)
             record.write(Path(args.output_dir))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -20,15 +20,7 @@ from data_prep.publish import upload
 from recipe.schema import UserError
 
 NAME = "alice/crowd"
-USERS = {"hf_alice": {"name": "alice"}, "hf_alice_reads": {"name": "alice", "role": "read"}}
 SHARD = bytes(range(256)) * 800  # 200 kB
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LoopbackHub(tmp_path / "hub", USERS) as hub:
-        hub.serve(monkeypatch, "hf_alice")
-        yield hub
 
 
 def make_packed(folder: Path, shards: int = 4, changed: int | None = None) -> Path:

@@ -23,6 +23,7 @@ from training.test_dashboard import WRITE_TOKEN, Server
 from data_prep.publish import upload
 from jobs import launch
 from recipe.cli import main
+from recipe.model.checkpoint import BACKBONE_FILE, DETECTOR_FILE
 
 TOKEN = "hf_token_of_alice_0123456789"
 MODEL = "alice/detector"
@@ -30,19 +31,19 @@ EPOCHS = ["epoch-01", "epoch-02", "epoch-03"]
 
 
 @pytest.fixture
-def dashboard(tmp_path):
+def dashboard(tmp_path, monkeypatch):
     server = Server(tmp_path / "trackio")
     server.start()
+    monkeypatch.setenv("TRACKIO_SERVER_URL", server.url)
+    monkeypatch.setenv("TRACKIO_WRITE_TOKEN", WRITE_TOKEN)
     yield server
     server.stop()
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch, dashboard):
+def hub(tmp_path, monkeypatch):
     with LoopbackHub(tmp_path / "hub", {TOKEN: {"name": "alice"}}, build_seconds=0, job_env=JOB_ENV) as hub:
         publish(hub.serve(monkeypatch, TOKEN), "alice/recipe", IMAGE, "space")
-        monkeypatch.setenv("TRACKIO_SERVER_URL", dashboard.url)
-        monkeypatch.setenv("TRACKIO_WRITE_TOKEN", WRITE_TOKEN)
         yield hub
 
 
@@ -92,3 +93,38 @@ def test_a_launched_training_survives_a_lost_machine_and_its_model_is_used(hub, 
     assert main(["predict", str(best), str(photographs), "--out", str(tmp_path / "out"), "--threshold", "0.1"]) == 0
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 4
+
+
+def test_a_training_of_three_jobs_ends_by_itself_and_as_one_never_stopped(hub, packed, tmp_path):
+    """The launcher is killed once the first job runs; each job has time for one step. --data is a mounted repo."""
+    upload(packed, "alice/crowd")
+    data, env = tmp_path / "mounted", hub.env(TOKEN, tmp_path / "home") | JOB_ENV
+    flags = [*TINY, "--per_device_train_batch_size", "8", "--max_steps", "3"]  # an epoch is two steps
+    own = ["--flavor", "a10g-large", "--timeout", "2h", "--until-done", "--max-cost", "9"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.launch",
+        *own,
+        "--volume",
+        f"hf://datasets/alice/crowd:{data}",
+        "--",
+        *flags,
+    ]
+    command += ["--data", str(data), "--max_hours", "1e-6", "--hub_model_id", MODEL]
+    launcher = subprocess.Popen(command, env=env)
+    while not hub.jobs.all:
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    assert main(["train", *flags, "--data", str(packed), "--output_dir", str(tmp_path / "one")]) == 0
+    ended = time.monotonic() + 300
+    while not all(job.ended for job in hub.jobs.all.values()):
+        assert time.monotonic() < ended
+        time.sleep(0.05)
+    said = ["\n".join(line["data"] for line in job.log) for job in hub.jobs.all.values()]
+    assert [job.stage for job in hub.jobs.all.values()] == ["COMPLETED"] * 3, said
+    repo = hub.repo(MODEL)
+    assert sorted(repo.state["tags"]) == ["epoch-01"]
+    for name in (BACKBONE_FILE, DETECTOR_FILE):
+        assert repo.read(name) == (tmp_path / "one" / name).read_bytes(), name

@@ -96,7 +96,7 @@ def test_a_server_with_a_bad_moment_is_asked_again(hub):
 def test_where_a_private_space_is_refused_none_is_made_public_in_its_place(hub, capsys):
     hub.fail(r"/api/repos/create", status=403)
     assert publish_image.main(["alice/recipe"]) == 2
-    assert "--public makes it public" in capsys.readouterr().err
+    assert "creating alice/recipe as a private Space" in capsys.readouterr().err
 
 
 def test_a_token_that_only_reads_is_refused(hub, capsys, monkeypatch):

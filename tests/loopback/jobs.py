@@ -104,6 +104,14 @@ async def logs(call: "Call", ns: str, job: str) -> Response:
     return StreamingResponse(lines(), media_type="text/event-stream")
 
 
+async def metrics(call: "Call", ns: str, job: str) -> Response:
+    """One look at an idle machine."""
+    find(call, ns, job)
+    idle = dict.fromkeys(("cpu_usage_pct", "memory_used_bytes", "rx_bps", "tx_bps"), 0)
+    idle |= {"cpu_millicores": 1000, "memory_total_bytes": 2**30, "gpus": {}, "replica": "one"}
+    return Response(f"event: metric\n{sse(idle)}", media_type="text/event-stream")
+
+
 JOBS = r"/api/jobs/(?P<ns>[^/]+)"
 JOB = rf"{JOBS}/(?P<job>[^/]+)"
 ROUTES = (
@@ -113,4 +121,5 @@ ROUTES = (
     ("GET", JOB, inspect),
     ("POST", rf"{JOB}/cancel", cancel),
     ("GET", rf"{JOB}/logs", logs),
+    ("GET", rf"{JOB}/metrics", metrics),
 )

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from loopback.store import now
+from loopback.store import Repo, now
 
 DEFAULT_TIMEOUT = 30 * 60  # seconds, as on the Hub
 ENDED = ("COMPLETED", "ERROR", "CANCELED")
@@ -66,7 +67,9 @@ class Job:
         times = [self.info.get(key) or now() for key in ("createdAt", "startedAt", "finishedAt")]
         created, started, finished = (datetime.fromisoformat(t).timestamp() for t in times)
         durations = {"schedulingSecs": int(started - created), "runningSecs": int(finished - started)}
-        return {**self.info, "durations": {**durations, "totalSecs": int(finished - created)}}
+        ssh = {"sshUrl": f"ssh://{self.info['id']}@ssh.hf.jobs"} if self.spec.get("ssh") else {}
+        durations["totalSecs"] = int(finished - created)
+        return {**self.info, "durations": durations, "status": {**self.info["status"], **ssh}}
 
     def run(self, schedule_seconds: float, env: dict[str, str]) -> None:
         """For a thread: wait for a machine, run the command up to `attempts` times, note how it ended."""
@@ -90,6 +93,8 @@ class Job:
         home = self.root / "machines" / self.info["id"]
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
+        for volume in self.spec.get("volumes") or ():
+            self._mount(Path(volume["mountPath"]), volume)
         self.note(f"===== Job started at {now()} =====")
         try:
             self.process = subprocess.Popen(
@@ -117,6 +122,22 @@ class Job:
         reader.join()
         shutil.rmtree(home, ignore_errors=True)
         return code if code >= 0 else 128 - code
+
+    def _mount(self, target: Path, volume: dict[str, Any]) -> None:
+        """A bucket as a link, a repo as a read-only copy of a revision; only below the folder for temporary files."""
+        if not target.is_relative_to(tempfile.gettempdir()) or target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if volume["type"] == "bucket":
+            bucket = self.root / "buckets" / volume["source"] / volume.get("path", "")
+            bucket.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(bucket)
+            return
+        repo, revision = Repo(self.root, f"{volume['type']}s", volume["source"]), volume.get("revision", "main")
+        for path in repo.snapshot(revision)["files"]:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(repo.read(path, revision))
+            (target / path).chmod(0o444)
 
     def _environment(self, home: Path, env: dict[str, str]) -> dict[str, str]:
         cpus, ram, _, gpu, _, _ = FLAVORS[self.spec["flavor"]]

@@ -25,23 +25,10 @@ from recipe.schema import UserError
 from recipe.training.checkpoints import checkpoints, last_checkpoint, seal
 from recipe.training.push import BRANCH, Push, RunRepo, open_run
 
-USERS = {
-    "hf_alice": {"name": "alice", "role": "write", "orgs": ["acme"]},
-    "hf_alice_reads": {"name": "alice", "role": "read"},
-}
 NAME = "alice/crowd-detr"
 SETTINGS = {"learning_rate": 0.1, "seed": 42}
 BACKBONE = bytes(range(256)) * 4000  # 1 MB
 STEPS = 4  # per epoch
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub that the clients in this process use, with alice's token."""
-    with LoopbackHub(tmp_path / "hub", USERS) as hub:
-        hub.serve(monkeypatch, "hf_alice")
-        monkeypatch.setattr("recipe.hub.PATIENCE", 20.0)
-        yield hub
 
 
 def make_run(folder: Path, epochs: int = 0, best: int | None = None) -> Path:
