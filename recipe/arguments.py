@@ -74,7 +74,7 @@ class Arguments(TrainingArguments, Config):
         for name, allowed in RANGES.items():
             if (value := getattr(self, name)) is not None:
                 allowed.check(name, value)
-        compiled = bool(vars(self)["torch_compile"])
+        compiled = vars(self)["torch_compile"]
         self.torch_compile = False  # transformers would compile the loss too: minutes
         TrainingArguments.__post_init__(self)
         self.torch_compile = compiled

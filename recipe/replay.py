@@ -33,7 +33,8 @@ def replay(options: argparse.Namespace) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = RunRecord.read(folder.resolve().parents[1])
     bf16 = run.settings["bf16"] if run else device == "cuda"  # as the step was
-    model = load_detector(folder, bf16=bf16).to(device).train()
+    precision = run.settings.get("backbone_precision", "bf16") if run else "bf16"
+    model = load_detector(folder, bf16=bf16, precision=precision).to(device).train()
     processor = load_processor(folder)
     broken = collect_nonfinite(model)
     on_cpu, on_cuda = saved["random_state"]
