@@ -26,7 +26,7 @@ from recipe.data.geometry import Geometry
 from recipe.hub import check_read_access, check_write_access, is_repo_id, short_timeouts
 from recipe.model.backbone import large_backbone
 from recipe.model.detector import DETECTORS, build_processor, detector_config, freeze
-from recipe.model.precision import check_precision
+from recipe.model.precision import quantise
 from recipe.pace import Pace
 from recipe.schema import UserError
 from recipe.training.memory import find_batch_size
@@ -165,10 +165,10 @@ def memory(args: Arguments) -> Iterator[Finding]:
         yield "memory", None, "without a GPU there is nothing to try; ViT-L at 960x1536 takes about 4 GB at batch 2"
     else:
         model = DETECTORS[args.detector](detector_config(args, large_backbone()))
-        freeze(model, torch.bfloat16 if args.bf16 else torch.float32, args.backbone_precision)
+        freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
         dataset = CrowdDataset(source, train, Geometry(args.shortest_edge, args.longest_edge))
         try:
-            check_precision(args.backbone_precision)
+            quantise(model.model.backbone, args.backbone_precision)
             size = find_batch_size(args, model, build_processor(args, large_backbone()), dataset)
             yield "memory", True, f"the densest images fit at batch {size} x {args.gradient_accumulation_steps}"
         except UserError as error:

@@ -61,7 +61,7 @@ def test_the_backbone_runs_in_bf16_on_a_gpu_and_in_fp32_on_a_cpu(command, gpu, p
     (tmp_path / "one.jpg").touch()
     what = {"evaluate": ["--data", str(packed)], "predict": [str(tmp_path)]}[command]
     assert main([command, "USER/DETECTOR", *what, "--out", str(tmp_path / "out")]) == 2
-    assert [options["bf16"] for options in asked] == [gpu]
+    assert asked == [{"bf16": gpu}]
 
 
 def test_only_the_backbone_is_loaded_in_bf16(checkpoint):

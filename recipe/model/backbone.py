@@ -203,13 +203,9 @@ def read_timm(name: str, revision: str) -> FrozenBackbone:
     for key, value in found.items():
         for pattern, renamed in TIMM_RENAMED.items():
             key = re.sub(pattern, renamed, key)
-        if "qkv_proj" not in key:
-            weights[key] = value
-            continue
-        for part, rows in zip("qkv", value.chunk(3), strict=True):
-            weights[key.replace("qkv", part)] = rows
-        for part in "qv":  # zero after the distillation, and left out where they are
-            weights.setdefault(key.replace("qkv_proj.weight", f"{part}_proj.bias"), torch.zeros(width))
+        parts = zip("qkv", value.chunk(3), strict=True) if "qkv_proj" in key else [("qkv", value)]
+        weights |= {key.replace("qkv_proj", f"{part}_proj"): rows for part, rows in parts}
+    biased = "model.layer.0.attention.q_proj.bias" in weights  # left out where the distillation made them zero
     gated = "model.layer.0.mlp.gate_proj.weight" in weights
     config = DINOv3ViTConfig(
         hidden_size=width,
@@ -217,6 +213,8 @@ def read_timm(name: str, revision: str) -> FrozenBackbone:
         num_hidden_layers=sum(key.endswith("norm1.weight") for key in weights),
         num_attention_heads=32 if width == 4096 else width // 64,  # the 7B's heads are 128 wide, all others' 64
         num_register_tokens=found["reg_token"].shape[1],
+        query_bias=biased,
+        value_bias=biased,
         use_gated_mlp=gated,
         hidden_act="silu" if gated else "gelu",
         image_mean=published["pretrained_cfg"]["mean"],

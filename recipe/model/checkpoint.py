@@ -30,16 +30,11 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 def load_detector(
-    path: str | Path,
-    revision: str | None = None,
-    *,
-    bf16: bool = False,
-    precision: str = "bf16",
-    dropout: float | None = None,
+    path: str | Path, revision: str | None = None, *, bf16: bool = False, dropout: float | None = None
 ) -> Detector:
     """A checkpoint folder or Hub repo as a detector, its backbone in bf16 or, to train and save it, in fp32.
 
-    `precision` is that of its frozen linear layers, as in `freeze`; `dropout` replaces that of its training.
+    `dropout` replaces that of its training.
 
     Raises:
         UserError: no such checkpoint, not one of this recipe, for other classes, or a tensor of it is missing.
@@ -58,7 +53,7 @@ def load_detector(
         )
     config.dropout = config.dropout if dropout is None else dropout
     model = load_complete(kind, str(path), str(path), revision=revision or "main", config=config)
-    return freeze(model, torch.bfloat16 if bf16 else torch.float32, precision)
+    return freeze(model, torch.bfloat16 if bf16 else torch.float32)
 
 
 def load_processor(path: str | Path, revision: str | None = None) -> BaseImageProcessor:

@@ -20,7 +20,6 @@ from recipe.hub import as_user_errors
 from recipe.model.backbone import BACKBONE_PREFIX, load_backbone, load_complete, tiny_backbone
 from recipe.model.deformable import DeformableDetr
 from recipe.model.detr import Detr
-from recipe.model.precision import EIGHT_BITS, quantise
 from recipe.schema import CLASS_NAMES, UserError
 
 logger = logging.getLogger(__name__)
@@ -143,17 +142,11 @@ def start_from_coco(model: Any, name: str) -> None:
     logger.info("detr_init: encoder, decoder and %d queries from %s", len(queries), name)
 
 
-def freeze(model: Detector, dtype: torch.dtype = torch.float32, precision: str = "bf16") -> Detector:
-    """The backbone in `dtype` and without gradients, which loading weights gives it back; the rest stays as it is.
-
-    Args:
-        precision: `--backbone_precision`; with fp8 or int8 its linear layers compute in 8 bits.
-    """
+def freeze(model: Detector, dtype: torch.dtype = torch.float32) -> Detector:
+    """The backbone in `dtype` and without gradients, which loading weights gives it back; the rest stays as it is."""
     backbone = model.model.backbone.model
     for part in (backbone.embeddings, backbone.model, backbone.norm):  # not RoPE, whose frequencies stay fp32
         part.to(dtype).requires_grad_(False)
-    if precision in EIGHT_BITS:
-        quantise(backbone.model, precision)
     return model
 
 

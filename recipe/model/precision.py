@@ -1,6 +1,6 @@
 """The frozen linear layers in 8 bits: half of a frozen pass is their products, which newer GPUs compute twice as fast.
 
-    quantise(backbone.model, "fp8")          # --backbone_precision fp8
+    quantise(model.model.backbone, "fp8")          # --backbone_precision fp8
 
 Each row of the weights, once, and of the activations, at each pass, has its own scale (LLM.int8(), Dettmers et al.
 2022).
@@ -53,8 +53,13 @@ class EightBitLinear(nn.Module):
 
 
 def quantise(module: nn.Module, precision: str) -> None:
-    """Make every linear layer in `module` compute in 8 bits, from the weights that it has now."""
-    for parent in [*module.modules()]:
+    """Make every linear layer in `module` compute in 8 bits, from the weights that it has now; bf16 leaves it.
+
+    Raises:
+        UserError: the GPU has no such products.
+    """
+    check_precision(precision)
+    for parent in [*module.modules()] if precision in EIGHT_BITS else []:
         for name, layer in [*parent.named_children()]:
             if isinstance(layer, nn.Linear):
                 setattr(parent, name, EightBitLinear(layer, EIGHT_BITS[precision][0]))

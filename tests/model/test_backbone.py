@@ -21,6 +21,7 @@ from transformers import (
 
 from recipe.model.backbone import FrozenBackbone, load_backbone, tiny_backbone
 from recipe.model.detector import build_processor, freeze
+from recipe.model.precision import quantise
 from recipe.schema import UserError
 
 
@@ -153,7 +154,8 @@ def test_one_compiled_graph_serves_all_layers_and_all_sizes(model, precision):
         graphs.append(graph)
         return graph.forward
 
-    backbone = freeze(model, precision=precision).model.backbone.model
+    quantise(model.model.backbone, precision)
+    backbone = model.model.backbone.model
     pixels = [torch.randn(2, 3, *size) for size in ((64, 96), (96, 64), (128, 160))]
     plain = [backbone(each).feature_maps[0] for each in pixels]
     for backend in (count, "aot_eager"):
