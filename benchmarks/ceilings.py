@@ -3,7 +3,7 @@
     python benchmarks/ceilings.py --device cuda
     python benchmarks/ceilings.py --tokens 64           # small, on the CPU: only that it runs
 
-Linear layers of ViT-L in bf16 and fp8, attention without and with a bias, and a pass over a token map.
+Linear layers of ViT-L in bf16 and 8 bits, attention without and with a bias, and a pass over a token map.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
+
+from recipe.model.precision import EIGHT_BITS, by_rows, eight_bit_linear
 
 WIDTH, HEADS, BATCH = 1024, 16, 2  # of DINOv3 ViT-L
 
@@ -43,15 +45,12 @@ def main() -> None:
     hidden, up, down = random(BATCH * tokens, WIDTH), random(4 * WIDTH, WIDTH), random(WIDTH, 4 * WIDTH)
     work = 2 * 2 * BATCH * tokens * 4 * WIDTH * WIDTH
     found = {"linear": work / seconds(lambda: linear(linear(hidden, up), down), device) / 1e12}
-    if device == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
-        one = torch.ones((), device=device)
-        rows, weight = hidden.to(torch.float8_e4m3fn), up.to(torch.float8_e4m3fn).t()
-
-        def scaled() -> torch.Tensor:  # the scale of each row has to be found anew, that of the weights has not
-            hidden.abs().amax(1)
-            return torch._scaled_mm(rows, weight, one, one, out_dtype=torch.bfloat16)
-
-        found["fp8 linear"] = work / 2 / seconds(scaled, device) / 1e12
+    for precision, (dtype, _, capability) in EIGHT_BITS.items():
+        if device == "cuda" and torch.cuda.get_device_capability() >= capability:
+            rows, scales = by_rows(up, dtype)
+            layer = torch.compile(eight_bit_linear)  # the rows of the activations have to be scaled anew
+            took = seconds(lambda rows=rows, scales=scales, layer=layer: layer(hidden, rows, scales, None), device)
+            found[f"{precision} linear"] = work / 2 / took / 1e12
     query = random(BATCH, HEADS, tokens, WIDTH // HEADS)
     work = 4 * BATCH * HEADS * tokens * tokens * (WIDTH // HEADS)
     attend = scaled_dot_product_attention

@@ -3,7 +3,7 @@
 # the device and the commit.
 #
 #   benchmarks/gpu_day.sh ceilings     TFLOP/s and GB/s at the shapes of a step
-#   benchmarks/gpu_day.sh step         batches of 1 to 16: the literal plan, this recipe, compiled
+#   benchmarks/gpu_day.sh step         batches of 1 to 16: the literal plan, this recipe, compiled, and in fp8
 #   benchmarks/gpu_day.sh memory       what fits 20 and 24 GB
 #   benchmarks/gpu_day.sh profile      kernels by name, and their share of the time
 #   benchmarks/gpu_day.sh run          200 steps of `recipe train` with the real loader
@@ -22,7 +22,7 @@ if [[ $dry ]]; then
     step=(--rounds 2) sides=(plan ours) batches="1 2" memories="20" images=40 evaluated=8 steps=4
     ceilings=(--tokens 64) backbone=tiny edges=(--shortest_edge 64 --longest_edge 96)
 else
-    step=(--size large --edges 960 1536 --device cuda) sides=(plan ours compiled)
+    step=(--size large --edges 960 1536 --device cuda) sides=(plan ours compiled fp8)
     batches="1 2 4 8 16" memories="20 24" images=1000 evaluated=500
     ceilings=(--device cuda) backbone=$out/backbone edges=() steps=200
 fi
@@ -69,7 +69,7 @@ case $what in
         for gigabytes in $memories; do for batch in $batches; do
             measure "$python" benchmarks/train_step.py "${step[@]}" --batch "$batch" --memory_gb "$gigabytes"
         done; done ;;
-    profile) measure "$python" benchmarks/train_step.py "${step[@]}" --sides ours --profile ;;
+    profile) measure "$python" benchmarks/train_step.py "${step[@]}" --sides "${sides[@]:1:2}" --profile ;;
     run)
         data
         rm -rf "$out/run"

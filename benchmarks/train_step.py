@@ -1,4 +1,4 @@
-"""Optimizer steps at real image sizes: this recipe, plain and compiled, beside the literal plan.
+"""Optimizer steps at real image sizes: this recipe, plain, compiled and in 8 bits, beside the literal plan.
 
     python benchmarks/train_step.py --size large --edges 960 1536 --batch 2 --device cuda [--memory_gb 20]
     python benchmarks/train_step.py                                          # small, on the CPU: only that it runs
@@ -30,6 +30,7 @@ from recipe.data.geometry import Geometry
 from recipe.model.backbone import FrozenBackbone, large_backbone, tiny_backbone
 from recipe.model.detector import detector_config, freeze, initialise
 from recipe.model.detr import Detr
+from recipe.model.precision import EIGHT_BITS, quantise
 
 SIZES = {"tiny": tiny_backbone, "large": large_backbone}
 SHAPES = {"16:9": (1080, 1920), "3:2": (1000, 1500), "4:3": (1200, 1600), "1:1": (1200, 1200)}
@@ -67,9 +68,10 @@ def build(side: str, options: argparse.Namespace) -> DetrForObjectDetection:
         return model
     model = Detr(detr, FrozenBackbone(backbone))
     initialise(model, None)
-    freeze(model, torch.bfloat16 if options.device == "cuda" else torch.float32)
-    if side == "compiled":
-        model.model.backbone.model.compile_layers()
+    freeze(model, torch.bfloat16 if options.device == "cuda" else torch.float32).to(options.device)
+    quantise(model.model.backbone, side if side in EIGHT_BITS else "bf16")
+    if side != "ours":
+        model.model.backbone.model.compile_layers(required=options.device == "cuda")
     return model
 
 
@@ -126,7 +128,9 @@ def main() -> None:
     parser.add_argument("--edges", type=int, nargs=2, default=[96, 160], help="shortest and longest edge")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--sides", nargs="+", choices=("plan", "ours", "compiled"), default=["plan", "ours"])
+    parser.add_argument(
+        "--sides", nargs="+", choices=("plan", "ours", "compiled", "fp8", "int8"), default=["plan", "ours"]
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory_gb", type=float)
     parser.add_argument("--profile", action="store_true", help="print the kernels of the last round")

@@ -65,7 +65,7 @@ class Arguments(TrainingArguments, Config):
     def __post_init__(self) -> None:
         Config.__post_init__(self)
         check_ranges(vars(self), RANGES)
-        compiled = bool(vars(self)["torch_compile"])
+        compiled = vars(self)["torch_compile"]
         self.torch_compile = False  # transformers would compile the loss too: minutes
         TrainingArguments.__post_init__(self)
         self.torch_compile = compiled

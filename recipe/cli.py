@@ -109,6 +109,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch_size", type=int, default=4)
     evaluate.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     evaluate.add_argument("--limit", type=int, help="only so many images, drawn by seed 0")
+    evaluate.add_argument(
+        "--backbone_precision", choices=("bf16", "fp8", "int8"), default="bf16", help="as in training"
+    )
     evaluate.add_argument("--compare", type=Path, help="an earlier metrics.json to stand beside")
     evaluate.add_argument("--save-detections", action="store_true", help="predictions.json and images.json for COCO")
 

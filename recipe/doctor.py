@@ -27,6 +27,7 @@ from recipe.data.geometry import Geometry
 from recipe.hub import check_read_access, check_write_access, is_repo_id, short_timeouts
 from recipe.model.backbone import large_backbone
 from recipe.model.detector import DETECTORS, build_processor, detector_config, freeze
+from recipe.model.precision import quantise
 from recipe.pace import Pace
 from recipe.schema import UserError
 from recipe.training.memory import find_batch_size
@@ -161,6 +162,7 @@ def memory(args: Arguments, train: CrowdDataset) -> Finding:
     if torch.cuda.is_available():
         model = DETECTORS[args.detector](detector_config(args, large_backbone()))
         freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
+        quantise(model.model.backbone, args.backbone_precision)
         size = find_batch_size(args, model, build_processor(args, large_backbone()), train)
         return True, f"the densest images fit at batch {size} x {args.gradient_accumulation_steps}"
     largest = train.annotations.sizes(train.geometry).prod(axis=1).max() / 1e6

@@ -19,6 +19,7 @@ from recipe.data.dataset import CrowdDataset, load_split
 from recipe.data.geometry import Geometry
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import load_detector, load_processor
+from recipe.model.precision import quantise
 from recipe.prediction.results import as_coco, write_results
 from recipe.report.report import print_numbers, read_metrics, write_report
 from recipe.schema import UserError
@@ -33,6 +34,7 @@ def evaluate(options: argparse.Namespace) -> int:
     folder = output_folder(options)
     gpu = torch.cuda.is_available()
     model = load_detector(options.checkpoint, options.revision, bf16=gpu)
+    quantise(model.model.backbone, options.backbone_precision)
     processor = load_processor(options.checkpoint, options.revision)
     geometry = Geometry(processor.size["shortest_edge"], processor.size["longest_edge"])
     source, annotations, info = load_split(options.data, options.split, limit=options.limit)

@@ -16,6 +16,7 @@ from torch import nn
 
 from recipe.data.batches import normalise
 from recipe.model.checkpoint import load_detector, load_processor
+from recipe.model.precision import quantise
 from recipe.record import RunRecord
 from recipe.schema import UserError
 
@@ -34,6 +35,7 @@ def replay(options: argparse.Namespace) -> int:
     run = RunRecord.read(folder.resolve().parents[1])
     bf16 = run.settings["bf16"] if run else device == "cuda"  # as the step was
     model = load_detector(folder, bf16=bf16).to(device).train()
+    quantise(model.model.backbone, run.settings.get("backbone_precision", "bf16") if run else "bf16")
     processor = load_processor(folder)
     broken = collect_nonfinite(model)
     on_cpu, on_cuda = saved["random_state"]

@@ -26,6 +26,7 @@ from recipe.doctor import driver, installed_driver
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import BACKBONE_FILE, init_from, load_detector, write_backbone
 from recipe.model.detector import Detector, build_detector, build_processor, freeze
+from recipe.model.precision import check_precision, quantise
 from recipe.record import RUN_FILE, RunRecord, read_log, without_tokens
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
@@ -66,6 +67,7 @@ def train(args: Arguments) -> int:
     say_driver()
     if "JOB_ID" in os.environ:
         prepare_for_job(args)
+    check_precision(args.backbone_precision)
     repo = open_repo(args)
     fix_revisions(args, repo.record if repo is not None else None)
     lock = lock_run_folder(folder) if args.should_save else None  # kept open: ours until this process ends
@@ -166,9 +168,10 @@ def freeze_and_save_backbone(model: Detector, args: Arguments, folder: Path) -> 
     shard = folder / BACKBONE_FILE
     if args.should_save and not shard.exists():
         write_backbone(model, shard)  # from the fp32 weights as loaded, before the cast
-    freeze(model, torch.bfloat16 if args.bf16 else torch.float32)
-    if args.torch_compile:
-        model.model.backbone.model.compile_layers()
+    freeze(model, torch.bfloat16 if args.bf16 else torch.float32).to(args.device)
+    quantise(model.model.backbone, args.backbone_precision)
+    if args.torch_compile or (args.torch_compile is None and args.device.type == "cuda"):  # minutes on a CPU
+        model.model.backbone.model.compile_layers(required=bool(args.torch_compile))
     return model
 
 

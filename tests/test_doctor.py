@@ -9,10 +9,9 @@ import httpx2
 import pytest
 
 from recipe import doctor as room
-from recipe.arguments import parse
 from recipe.cli import main
 from recipe.doctor import MIN_DISK, driver
-from recipe.train import warn_of_machine
+from recipe.train import say_driver
 
 
 @pytest.mark.parametrize(
@@ -34,7 +33,7 @@ def test_the_driver_is_compared_with_the_cuda_of_the_locked_torch(cuda, installe
 def test_a_training_says_in_one_line_that_the_driver_is_too_old(monkeypatch, caplog):
     monkeypatch.setattr("recipe.train.installed_driver", lambda: "470.1")
     monkeypatch.setattr("torch.version.cuda", "13.2")
-    warn_of_machine(parse(["--preset", "pilot"]))
+    say_driver()
     assert [record.message for record in caplog.records] == ["driver 470.1; CUDA 13.2 needs R580 or newer"]
 
 

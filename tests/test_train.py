@@ -13,11 +13,10 @@ from conftest import TINY, make_yolo
 from recipe.arguments import parse
 from recipe.cli import main
 from recipe.evaluation.metrics import DetectionMetrics
-from recipe.model.backbone import run_layer
+from recipe.model.backbone import FrozenBackbone
 from recipe.model.checkpoint import DETECTOR_FILE
 from recipe.model.detector import build_detector
-from recipe.record import read_log
-from recipe.schema import UserError
+from recipe.record import RunRecord, read_log
 from recipe.train import freeze_and_save_backbone, prepare_for_job
 from recipe.training.checkpoints import checkpoints
 from recipe.training.splits import built_in_sample
@@ -178,14 +177,23 @@ def test_a_full_disk_is_one_line(error, tiny_flags, tmp_path, monkeypatch, capsy
 def test_torch_compile_compiles_the_frozen_layers_and_nothing_else(tmp_path, monkeypatch):
     """transformers would hand the whole model to accelerate: matcher and loss too, minutes for the first step."""
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
-    args = parse(["--preset", "pilot", "--output_dir", str(tmp_path), "--torch_compile", "true"])
-    assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
-    model = freeze_and_save_backbone(build_detector(args), args, tmp_path)
-    assert not any(module._compiled_call_impl for module in model.modules())
-    assert model.model.backbone.model.run_layer is not run_layer
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="C compiler"):
-        freeze_and_save_backbone(model, args, tmp_path)
+    required = []
+    monkeypatch.setattr(FrozenBackbone, "compile_layers", lambda self, **flags: required.append(flags["required"]))
+    for flags in ([], ["--torch_compile", "false"], ["--torch_compile", "true"]):  # left out, a CPU compiles nothing
+        args = parse(["--preset", "pilot", "--output_dir", str(tmp_path), *flags])
+        assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
+        model = freeze_and_save_backbone(build_detector(args), args, tmp_path)
+        assert not any(module._compiled_call_impl for module in model.modules())
+    assert required == [True]
+
+
+def test_a_run_in_8_bits_says_so_and_is_resumed_in_8_bits_only(tiny_flags, tmp_path, capsys):
+    command = ["train", *tiny_flags, "--num_train_epochs", "1", "--output_dir", str(tmp_path / "run")]
+    assert main([*command, "--backbone_precision", "int8"]) == 0
+    record = RunRecord.load(tmp_path / "run" / "run.json")
+    assert record.settings["backbone_precision"] == "int8"
+    assert main(command) == 2
+    assert "backbone_precision was int8, now bf16" in capsys.readouterr().err
 
 
 def test_epochs_are_compared_on_a_part_and_the_last_is_evaluated_on_all(tiny_flags, tmp_path):

@@ -41,7 +41,7 @@ def find_batch_size(
     effective = asked * args.gradient_accumulation_steps
     sizes = [size for size in range(effective, 0, -1) if effective % size == 0 and (grow or size <= asked)]
     for size in sizes:
-        if all_fit(args, model, processor, dataset, size, ROOM_TO_SPARE if size > asked else 1.0):
+        if fits(args, model, processor, dataset, size, ROOM_TO_SPARE if size > asked else 1.0):
             break
     else:
         raise UserError(
@@ -55,14 +55,6 @@ def find_batch_size(
     return size
 
 
-def all_fit(args: Arguments, model: nn.Module, processor: Any, dataset: CrowdDataset, size: int, share: float) -> bool:
-    """Whether the densest batch fits on every process: they must continue with the same size."""
-    fine = torch.tensor(
-        float(fits(args, model, processor, dataset, densest(dataset, size), share)), device=args.device
-    )
-    return bool(reduce(fine, reduction="mean") == 1) if args.world_size > 1 else bool(fine)
-
-
 def densest(dataset: CrowdDataset, size: int) -> list[int]:
     """The `size` images with most boxes among those that are resized to the most pixels; too few are repeated."""
     notes = dataset.annotations
@@ -73,26 +65,25 @@ def densest(dataset: CrowdDataset, size: int) -> list[int]:
     return [int(index) for index in np.resize(order[largest[order]], size)]
 
 
-def fits(
-    args: Arguments, model: nn.Module, processor: Any, dataset: CrowdDataset, indices: list[int], share: float
-) -> bool:
-    """Run one forward and backward without changing a weight, within a share of the GPU's memory."""
-    device = args.device
+def fits(args: Arguments, model: nn.Module, processor: Any, dataset: CrowdDataset, size: int, share: float) -> bool:
+    """One forward and backward of the densest batch, within a share of the GPU's memory; no weight changes."""
+    device, fine = args.device, True
     model.to(device).train()
     cuda = device.type == "cuda"
     try:
         if cuda:
             torch.cuda.set_per_process_memory_fraction(share, device)
-        batch = send_to_device(collate([dataset[index] for index in indices]), device)
+        batch = send_to_device(collate([dataset[index] for index in densest(dataset, size)]), device)
         inputs = normalise(batch, processor.image_mean, processor.image_std)
         # The trial's dropout must not change the run.
         with torch.random.fork_rng([device] if cuda else []), torch.autocast(device.type, torch.bfloat16, args.bf16):
             model(**inputs).loss.backward()
-        return True
     except torch.OutOfMemoryError:
-        return False
+        fine = False
     finally:
         model.zero_grad(set_to_none=True)
         if cuda:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
             torch.cuda.empty_cache()
+    # On every process, as all continue with the same size.
+    return bool(reduce(torch.tensor(float(fine), device=device), reduction="mean") == 1)

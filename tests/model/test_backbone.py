@@ -21,6 +21,7 @@ from transformers import (
 
 from recipe.model.backbone import FrozenBackbone, load_backbone, tiny_backbone
 from recipe.model.detector import build_processor, freeze
+from recipe.model.precision import quantise
 from recipe.schema import UserError
 
 
@@ -145,21 +146,39 @@ def test_the_lean_forward_starts_three_fifths_of_the_kernels_and_moves_three_qua
     assert ours.bytes <= 0.75 * usual.bytes
 
 
-def test_one_compiled_graph_serves_all_layers_and_all_sizes(backbone):
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_one_compiled_graph_serves_all_layers_and_all_sizes(model, precision):
     graphs = []
 
-    def backend(graph, _):
+    def count(graph, _):
         graphs.append(graph)
         return graph.forward
 
-    torch._dynamo.reset()
-    backbone.compile_layers(backend)
-    with torch.no_grad():
-        for height, width in ((64, 96), (96, 64), (128, 160)):
-            pixels = torch.randn(2, 3, height, width)
-            expected = stock(backbone)(pixels).feature_maps[-1]
-            torch.testing.assert_close(backbone(pixels).feature_maps[0], expected)
+    quantise(model.model.backbone, precision)
+    backbone = model.model.backbone.model
+    pixels = [torch.randn(2, 3, *size) for size in ((64, 96), (96, 64), (128, 160))]
+    plain = [backbone(each).feature_maps[0] for each in pixels]
+    for backend in (count, "aot_eager"):
+        torch._dynamo.reset()
+        backbone.compile_layers(required=True, backend=backend)
+        for each, expected in zip(pixels, plain, strict=True):
+            torch.testing.assert_close(backbone(each).feature_maps[0], expected)
     assert len(graphs) == 1
+
+
+def test_where_compiling_fails_the_layers_run_without_unless_it_is_required(backbone, caplog):
+    def no_compiler(*_):
+        raise RuntimeError("Failed to find C compiler.\nA long explanation")
+
+    expected = backbone(images()).feature_maps[0]
+    torch._dynamo.reset()
+    with pytest.raises(UserError, match=r"--torch_compile true: .*Failed to find C compiler.*install gcc"):
+        backbone.compile_layers(required=True, backend=no_compiler)
+    backbone.compile_layers(required=False, backend=no_compiler)
+    assert torch.equal(backbone(images()).feature_maps[0], expected)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("recipe")]
+    assert "Failed to find C compiler" in line
+    assert "\n" not in line
 
 
 # ---- where it comes from ----
