@@ -227,8 +227,10 @@ def host_reads(side: str) -> Counter[str]:
     torch.manual_seed(0)
     small = {"d_model": 32, "num_queries": 12, "preset": "pilot"}
     model = build(side, Config(**small), tiny_backbone(), torch.float32)
+    complete = {"labelled": torch.ones(2, dtype=torch.bool), "ignored": torch.zeros(0, 4)}
     labels = [
-        {"class_labels": torch.randint(0, 2, (5,)), "boxes": torch.rand(5, 4) * 0.4 + 0.05} for _ in range(BATCH)
+        {"class_labels": torch.randint(0, 2, (5,)), "boxes": torch.rand(5, 4) * 0.4 + 0.05, **complete}
+        for _ in range(BATCH)
     ]
     mask = torch.ones(BATCH, 64, 96, dtype=torch.int64)
     mask[:, 48:] = 0
