@@ -20,6 +20,7 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from recipe.model.loss import detection_loss
 
 CONFIG = DetrConfig(auxiliary_loss=True, num_labels=2)
+COMPLETE = {"labelled": torch.ones(2, dtype=torch.bool), "ignored": torch.zeros(0, 4)}  # each class, everywhere
 
 
 def inputs(batch: int, boxes: int = 85, queries: int = 300) -> tuple:
@@ -27,7 +28,7 @@ def inputs(batch: int, boxes: int = 85, queries: int = 300) -> tuple:
     logits = torch.randn(6, batch, queries, 3)
     coords = torch.rand(6, batch, queries, 4) * 0.4 + 0.1
     labels = [
-        {"class_labels": torch.randint(0, 2, (boxes,)), "boxes": torch.rand(boxes, 4) * 0.3 + 0.05}
+        {"class_labels": torch.randint(0, 2, (boxes,)), "boxes": torch.rand(boxes, 4) * 0.3 + 0.05, **COMPLETE}
         for _ in range(batch)
     ]
     return logits, coords, labels

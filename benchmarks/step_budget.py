@@ -114,7 +114,8 @@ def host_reads(side: str) -> Counter[str]:
     """Of one micro-step, from the batch on the device to the end of backward, with the checks of the trainer."""
     torch.manual_seed(0)
     model = build(side, Config(d_model=32, num_queries=12, preset="pilot"), tiny_backbone(), torch.float32)
-    labels = [{"class_labels": torch.randint(0, 2, (5,)), "boxes": torch.rand(5, 4) * 0.4 + 0.05}] * BATCH
+    complete = {"labelled": torch.ones(2, dtype=torch.bool), "ignored": torch.zeros(0, 4)}
+    labels = [{"class_labels": torch.randint(0, 2, (5,)), "boxes": torch.rand(5, 4) * 0.4 + 0.05, **complete}] * BATCH
     mask = torch.ones(BATCH, 64, 96, dtype=torch.int64)
     mask[:, 48:] = 0
     batch = {"pixel_values": torch.zeros(BATCH, 3, 64, 96, dtype=torch.uint8), "labels": labels}

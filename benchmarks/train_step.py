@@ -28,20 +28,21 @@ from recipe.config import Config
 from recipe.data.batches import normalise
 from recipe.data.geometry import Geometry
 from recipe.model.backbone import FrozenBackbone, large_backbone, tiny_backbone
-from recipe.model.detector import detector_config, freeze, initialise
+from recipe.model.detector import EVEN, detector_config, freeze, initialise
 from recipe.model.detr import Detr
 from recipe.model.precision import EIGHT_BITS, quantise
 
 SIZES = {"tiny": tiny_backbone, "large": large_backbone}
 SHAPES = {"16:9": (1080, 1920), "3:2": (1000, 1500), "4:3": (1200, 1600), "1:1": (1200, 1200)}
 MEAN = STD = (0.5, 0.5, 0.5)
+COMPLETE = {"labelled": torch.ones(2, dtype=torch.bool), "ignored": torch.zeros(0, 4)}  # each class, everywhere
 
 
 def batch(options: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
     """uint8 images of one size and 85 boxes each, as the loader hands them over."""
     pixels = torch.randint(0, 256, (options.batch, 3, *size), dtype=torch.uint8)
     labels = [
-        {"class_labels": torch.randint(0, 2, (85,)), "boxes": torch.rand(85, 4) * 0.3 + 0.05}
+        {"class_labels": torch.randint(0, 2, (85,)), "boxes": torch.rand(85, 4) * 0.3 + 0.05, **COMPLETE}
         for _ in range(options.batch)
     ]
     return {"pixel_values": pixels, "labels": labels}
@@ -67,7 +68,7 @@ def build(side: str, options: argparse.Namespace) -> DetrForObjectDetection:
         model.model.freeze_backbone()
         return model
     model = Detr(detr, FrozenBackbone(backbone))
-    initialise(model, None)
+    initialise(model, EVEN)
     freeze(model, torch.bfloat16 if options.device == "cuda" else torch.float32).to(options.device)
     quantise(model.model.backbone, side if side in EIGHT_BITS else "bf16")
     if side != "ours":

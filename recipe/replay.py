@@ -47,7 +47,7 @@ def replay(options: argparse.Namespace) -> int:
     with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16), torch.no_grad():
         outputs = model(**inputs, num_items_in_batch=items)
     for name, value in outputs.loss_dict.items():
-        print(f"{name:14} {float(value):.4f}")
+        print(f"{name:14} {' '.join(f'{layer:.4f}' for layer in value.tolist())}")
     images = [int(label["image_id"]) for label in inputs["labels"]]
     print(f"loss           {float(outputs.loss):.4f}   images {images}")
     if broken:

@@ -30,6 +30,8 @@ def targets(sizes: list[int], seed: int = 1) -> list[dict[str, Tensor]]:
         {
             "class_labels": torch.randint(0, 2, (size,), generator=generator),
             "boxes": torch.rand(size, 4, generator=generator) * 0.4 + 0.05,
+            "labelled": torch.ones(2, dtype=torch.bool),
+            "ignored": torch.zeros(0, 4),
         }
         for size in sizes
     ]

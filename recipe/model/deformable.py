@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
-from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrObjectDetectionOutput
 
 from recipe.model.backbone import FrozenBackbone, shallow
 from recipe.model.loss import Labels, detection_loss
@@ -30,35 +29,42 @@ class Linear(nn.Linear):
 class DeformableDetr(DeformableDetrForObjectDetection):
     """Same tensors, names and outputs as the stock class.
 
-    The classes are a softmax with "no object" as a third label, trained by DETR's loss, and not sigmoids by the focal
-    loss. No image processor of transformers makes complete patches of 16 and reads sigmoids; and with a softmax an
-    unlabelled class has its place in the loss. Heads are per layer: `tie_word_embeddings` would make them one.
+    The classes are sigmoids, learnt by the focal loss. No image processor of transformers makes complete patches of 16
+    and reads sigmoids, so a third label, "no object", has the logit 0 for ever: the saved processor's softmax over
+    (person, head, 0) ranks as the sigmoids do. Heads are per layer: `tie_word_embeddings` would make them one.
     """
 
     LABELS = (*CLASS_NAMES, "no object")
     LEVELS = 4
     FFN = 4  # times d_model: 1024 at its width of 256
-    SETTINGS = {"with_box_refine": True, "tie_word_embeddings": False}  # noqa: RUF012
+    SETTINGS = {"with_box_refine": True, "tie_word_embeddings": False, "class_cost": 2, "eos_coefficient": 1.0}  # noqa: RUF012
 
     def __init__(self, config: DeformableDetrConfig, backbone: FrozenBackbone | None = None) -> None:
         frozen, config.backbone_config = config.backbone_config, shallow(config.backbone_config)
+        config.num_feature_levels = len(frozen.out_indices)
         super().__init__(config)
         config.backbone_config, width = frozen, config.d_model
         self.model.backbone.model = backbone or FrozenBackbone(frozen)
         self.model.reference_points = Linear(width, 2)
         for layer in range(config.decoder_layers):
             self.class_embed[layer] = Linear(width, len(self.LABELS))
-            self.bbox_embed[layer].layers = nn.ModuleList(
-                [Linear(width, width), Linear(width, width), Linear(width, 4)]
-            )
+            self.bbox_embed[layer].layers = nn.ModuleList(Linear(width, size) for size in (width, width, 4))
         # One module for both, else the decoder's copies, whose outputs are detached, would never learn.
         self.model.decoder.bbox_embed = self.bbox_embed
         # 23,040 tokens of four maps: 1 GB of sampled values a layer and image, which are computed again in backward.
         self.model.encoder.activation_checkpointing_enable()
 
+    def initialise_heads(self, _: Any) -> None:
+        """Each class at a sigmoid of 0.01, "no object" at 0; boxes of an eighth of the image at their points."""
+        for classes, boxes in zip(self.class_embed, self.bbox_embed, strict=True):
+            for parameter in (classes.weight[-1], *boxes.layers[-1].parameters()):
+                nn.init.zeros_(parameter)
+            classes.bias.copy_(torch.tensor([-4.6] * len(CLASS_NAMES) + [0.0]))
+        self.bbox_embed[0].layers[-1].bias[2:] = -2.0
+
     def forward(
         self, pixel_values: Tensor, labels: Labels | None = None, num_items_in_batch: Tensor | None = None, **_: Any
-    ) -> DeformableDetrObjectDetectionOutput:
+    ) -> Any:
         """As `Detr.forward`."""
 
         def loss_function(_: Tensor, labels: Labels, *outputs: Any) -> tuple[Tensor, dict[str, Tensor], None]:

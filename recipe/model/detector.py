@@ -1,8 +1,6 @@
 """The detector: one of two over a frozen DINOv3, built from the settings, with the processor that is saved beside it.
 
-    model = freeze(build_detector(config, class_prior), torch.bfloat16)
-
-`recipe.model.checkpoint` saves and restores it.
+model = freeze(build_detector(config, class_prior), torch.bfloat16)
 """
 
 from __future__ import annotations
@@ -25,25 +23,26 @@ from recipe.schema import CLASS_NAMES, UserError
 logger = logging.getLogger(__name__)
 
 Detector = Detr | DeformableDetr
+EVEN = (1.0,) * (len(CLASS_NAMES) + 1)
 DETECTORS: dict[str, type[Detector]] = {"detr": Detr, "deformable": DeformableDetr}  # --detector
 WEIGHTED: Any = (nn.Linear, nn.Conv2d)
 # By the names of the modules; all others are reset to torch's own start.
 XAVIER = ("model.encoder", "model.decoder.layers", "model.reference_points")
-CLASSIFIERS = ("class_labels_classifier", "class_embed")
 
 
-def build_detector(config: Config, class_prior: Sequence[float] | None = None) -> Detector:
+def build_detector(config: Config, class_prior: Sequence[float] = EVEN) -> Detector:
     """The `--detector` with the pretrained backbone inside and its own or COCO's start, all in fp32.
 
     Args:
-        class_prior: expected share of person, head and "no object" among the queries, which becomes the classifier's
-            bias; even shares when left out.
+        class_prior: expected share of person, head and "no object" among the queries.
 
     Raises:
         UserError: the backbone cannot be had, or `--detr_init` names no COCO DETR.
     """
     backbone = load_backbone(config)
     model = DETECTORS[config.detector](detector_config(config, backbone.config), backbone)
+    ratio = sum(class_prior[:-1]) / (model.config.eos_coefficient * class_prior[-1])  # as the loss weighs them
+    logger.info('%d queries, dropout %g, boxes to "no object" %.2f : 1', config.num_queries, config.dropout, ratio)
     initialise(model, class_prior)
     if config.detr_init != "none":
         start_from_coco(model, config.detr_init)
@@ -51,11 +50,10 @@ def build_detector(config: Config, class_prior: Sequence[float] | None = None) -
 
 
 def detector_config(config: Config, backbone: DINOv3ViTConfig) -> Any:
-    """The detector's own config, from the settings; `backbone` is made to give the maps that it reads."""
+    """Its own config, from the settings; `backbone` is made to give the maps that it reads."""
     kind = DETECTORS[config.detector]
     depths = [backbone.num_hidden_layers * (level + 1) / kind.LEVELS for level in range(kind.LEVELS)]
     backbone.out_indices = sorted({max(1, round(depth)) for depth in depths})
-    levels = {"num_feature_levels": len(backbone.out_indices)} if kind.LEVELS > 1 else {}
     return kind.config_class(
         backbone_config=backbone,
         num_queries=config.num_queries,
@@ -66,21 +64,16 @@ def detector_config(config: Config, backbone: DINOv3ViTConfig) -> Any:
         decoder_ffn_dim=config.d_model * kind.FFN,
         dropout=config.dropout,
         id2label=dict(enumerate(kind.LABELS)),
-        label2id={name: index for index, name in enumerate(kind.LABELS)},
         **kind.SETTINGS,
-        **levels,
     )
 
 
 @torch.no_grad()
-def initialise(model: Detector, class_prior: Sequence[float] | None) -> None:
+def initialise(model: Detector, class_prior: Sequence[float]) -> None:
     """As in the code of Carion et al. 2020 and Zhu et al. 2021: xavier in the transformer, N(0, 1) queries.
 
-    transformers draws everything from N(0, 0.02), queries too: all 300 first boxes then agree to 6e-6. The
-    classifier's bias starts at the log of the prior, weighted as in the loss: the first steps need not learn it.
+    transformers draws everything from N(0, 0.02), queries too: all 300 first boxes then agree to 6e-6.
     """
-    prior = torch.tensor(class_prior if class_prior is not None else [1.0] * (len(CLASS_NAMES) + 1)).clamp(min=1e-3)
-    prior[-1] *= model.config.eos_coefficient
     nn.init.normal_(model.model.query_position_embeddings.weight)
     modules: Any = model.named_modules()
     for name, module in modules:
@@ -91,22 +84,15 @@ def initialise(model: Detector, class_prior: Sequence[float] | None) -> None:
         elif not name.endswith(("sampling_offsets", "attention_weights")):  # a ring around the point, even weights
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-        if name.startswith(CLASSIFIERS):
-            module.bias.copy_((prior / prior.sum()).log())
-    if isinstance(model, DeformableDetr):  # boxes of an eighth of the image, at their reference points
-        for head in model.bbox_embed:
-            for parameter in head.layers[-1].parameters():
-                nn.init.zeros_(parameter)
-        model.bbox_embed[0].layers[-1].bias[2:] = -2.0
+    model.initialise_heads(class_prior)
 
 
 @torch.no_grad()
 def start_from_coco(model: Any, name: str) -> None:
     """Copy encoder, decoder, box head, first queries and COCO's `person` from a COCO DETR; scratch if unreachable.
 
-    The donor's backbone and input_projection are left behind. Queries beyond the donor's keep their N(0, 1) start. The
-    rows of `person` and "no object" come with their biases; `head`, which COCO has not, keeps its own row and the
-    prior that it had relative to "no object".
+    Its backbone and input_projection are left behind; queries beyond its own keep their N(0, 1) start. `person` and
+    "no object" come with their biases; `head`, which COCO has not, keeps its prior relative to "no object".
 
     Raises:
         UserError: one of this recipe's own detectors, or its weights cannot be read completely.
@@ -118,16 +104,14 @@ def start_from_coco(model: Any, name: str) -> None:
         logger.warning("%s; starting from scratch", error)
         return
     if config.backbone_config.model_type == DINOv3ViTConfig.model_type:
-        raise UserError(
-            f"--detr_init {name}: is a detector of this recipe. Start from all of it by `--init_from {name}`"
-        )
+        raise UserError(f"--detr_init {name}: is a detector of this recipe. Start from it by `--init_from {name}`")
     shape = ("model_type", "d_model", "encoder_layers", "decoder_layers")
     if any(getattr(config, key) != getattr(model.config, key) for key in shape):
         logger.warning("--detr_init %s: has another shape than this detector; starting from scratch", name)
         return
     config.backbone_config = tiny_backbone()
-    left_out = (BACKBONE_PREFIX, "model.input_projection")
-    options = {"config": config, "ignore_mismatched_sizes": True, "left_out": left_out}
+    options = {"config": config, "ignore_mismatched_sizes": True}
+    options["left_out"] = (BACKBONE_PREFIX, "model.input_projection")
     donor = load_complete(DetrForObjectDetection, name, f"--detr_init {name}, or none for scratch", **options)
     for part in ("encoder", "decoder"):
         getattr(model.model, part).load_state_dict(getattr(donor.model, part).state_dict())

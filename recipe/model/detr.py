@@ -5,6 +5,7 @@ Saved as a plain `DetrForObjectDetection` checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ class Detr(DetrForObjectDetection):
 
     Different: the backbone is a fixed function, the heads stay out of autocast (boxes rounded to bf16 cap mAP at 0.48
     for heads of 8 to 16 pixels), there is no mask, and every decoder layer has its loss although `auxiliary_loss` is
-    false. That flag would change the decoder: each layer would read normed states and the last be normed twice, where
-    DETR norms copies.
+    false. That flag would change the decoder: each layer would read normed states and the last be normed twice.
     """
 
     LABELS = CLASS_NAMES
@@ -48,6 +48,12 @@ class Detr(DetrForObjectDetection):
         config.backbone_config = frozen
         self.model.backbone.model = backbone or FrozenBackbone(frozen)
         self.model.encoder.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def initialise_heads(self, class_prior: Sequence[float]) -> None:
+        """The classifier starts at the prior as the loss weighs it: the first steps need not learn it."""
+        prior = torch.tensor(class_prior).clamp(min=1e-3)
+        prior[-1] *= self.config.eos_coefficient
+        self.class_labels_classifier.bias.copy_((prior / prior.sum()).log())
 
     def forward(
         self, pixel_values: Tensor, labels: Labels | None = None, num_items_in_batch: Tensor | None = None, **_: Any

@@ -27,7 +27,7 @@ from recipe.data.dataset import CrowdDataset
 from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import BACKBONE_FILE, load_weights, save_detector
 from recipe.model.detector import Detector
-from recipe.model.loss import LOSSES, count_items
+from recipe.model.loss import LOSSES, count_items, loss_weights
 
 logger = logging.getLogger(__name__)
 
@@ -149,9 +149,7 @@ class CrowdTrainer(Trainer):
         if model.training:
             if not torch.isfinite(loss):  # no extra wait for the GPU: the matcher has just had one
                 raise Diverged
-            names = [*(f"_{layer}" for layer in range(self.model.config.decoder_layers - 1)), ""]
-            parts = [torch.stack([outputs.loss_dict[kind + name] for kind in LOSSES]) for name in names]
-            self._losses = self._losses + torch.stack(parts).detach()
+            self._losses = self._losses + torch.stack([outputs.loss_dict[name] for name in LOSSES], 1).detach()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -160,8 +158,7 @@ class CrowdTrainer(Trainer):
             means = self._losses / self._steps
             if self.args.world_size > 1:
                 means = self.accelerator.reduce(means, reduction="sum")
-            config = self.model.config
-            weights = means.new_tensor([1, config.bbox_loss_coefficient, config.giou_loss_coefficient])
+            weights = means.new_tensor([*loss_weights(self.model.config).values()])
             logs |= {f"loss_layer_{layer}": value for layer, value in enumerate((means @ weights).tolist(), 1)}
             logs |= dict(zip(LOSSES, means[-1].tolist(), strict=True))
             self._losses, self._steps = 0.0, 0
