@@ -39,7 +39,7 @@ build() {
 	if [ -n "$DIGEST" ]; then set -- "$@" --label "org.opencontainers.image.base.digest=$DIGEST"; fi
 	started=$(date +%s)
 	$DOCKER build --progress plain --network host --tag "$IMAGE" "$@" --build-arg BASE="$BASE${DIGEST:+@$DIGEST}" \
-		--build-arg COMPILER="$COMPILER" --build-arg VERSION="$VERSION" --build-arg SOURCE="${SOURCE:-unknown}" \
+		--build-arg COMPILER="$COMPILER" --build-arg VERSION="$VERSION" --build-arg SOURCE="$SOURCE" \
 		--build-arg COMMIT="$COMMIT" --build-arg LOCK="$(sha256sum requirements.lock | cut -c -12)" .
 	echo "image: $IMAGE built in $(($(date +%s) - started)) s, $(size) MB"
 }
@@ -100,7 +100,7 @@ what_it_is() {
 	$DOCKER run --rm --user 0 --entrypoint sh "$IMAGE" -ec '
 		test -z "$(find / -xdev ! -type l -perm /6000 | tee /dev/stderr)"
 		cd /opt/venv/lib/python3.11/site-packages
-		! ldd torch/lib/*.so torchvision/*.so nvidia/cudnn/lib/*.so.* | grep "not found" | grep -v libcuda.so.1'
+		! ldd torch/lib/*.so nvidia/cudnn/lib/*.so.* | grep "not found" | grep -v libcuda.so.1'
 }
 
 workers() {
