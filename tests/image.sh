@@ -50,7 +50,7 @@ base() {
 		BASE=recipe-base:slim
 		$DOCKER image inspect "$BASE" >/dev/null 2>&1 || debian
 	fi
-	DIGEST=$($DOCKER image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$BASE" | sed -n '1s/.*@//p')
+	DIGEST=$($DOCKER image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$BASE" | sed -n "s#^${BASE%:*}@##p")
 }
 
 # As slim as the official one: without manuals and translations.
