@@ -36,9 +36,10 @@ RUN if [ "$COMPILER" = true ]; then \
         test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || headers=python3-dev; \
         apt-get update -qq && apt-get install -qq --no-install-recommends g++ $headers && rm -rf /var/lib/apt/lists/*; \
     fi
-# The home and the outputs are writable for any uid, because HF Jobs may choose one; nothing else needs to be. And
-# nothing here becomes another user, so that su, passwd, mount and their like lose the right to.
-RUN mkdir -m 1777 /home/recipe /outputs && find / -xdev ! -type l -perm /6000 -exec chmod a-s {} +
+# The home and the outputs are writable for any uid, because HF Jobs may choose one; nothing else needs to be. (.cache too:
+# Docker would make it as root, when a cache is mounted in it.) And su, passwd, mount and their like lose the right to
+# become another user, which nothing here needs.
+RUN mkdir -m 1777 /home/recipe /home/recipe/.cache /outputs && find / -xdev ! -type l -perm /6000 -exec chmod a-s {} +
 # All in one layer: what is removed here takes no room. No GPU has been asked: readelf says which libraries
 # libtorch_cuda.so needs (cublas, cudnn, cufft, cusparse, cusparselt, nccl, nvrtc, cufile, nvshmem), and all of these
 # stay, with what they open by name at run time (all of cudnn, nvrtc-builtins, nvJitLink).

@@ -176,7 +176,7 @@ HfApi().upload_folder(repo_id='alice/backbone', folder_path='/tmp/backbone')"
 
 	set -- --preset pilot --data /data --backbone alice/backbone --hub_model_id alice/detector
 	as_readme recipe doctor "$@" | tail -1 | grep '^ready'
-	as_readme recipe train "$@"
+	as_readme recipe train "$@" 2>&1 | tee /dev/stderr | if grep 'Permission denied'; then exit 1; fi
 	as_readme python -c "
 from huggingface_hub import HfApi, scan_cache_dir
 assert 'README.md' in HfApi().list_repo_files('alice/detector')
