@@ -98,7 +98,7 @@ what_it_is() {
 
 	echo "image: nothing in it becomes another user; torch finds every library that it links to, but the driver's"
 	$DOCKER run --rm --user 0 --entrypoint sh "$IMAGE" -ec '
-		test -z "$(find / -xdev ! -type l -perm /6000 | tee /dev/stderr)"
+		test -z "$(find / -xdev ! -type l -perm /6000 | tee /dev/fd/2)"
 		cd /opt/venv/lib/python3.11/site-packages
 		! ldd torch/lib/*.so nvidia/cudnn/lib/*.so.* | grep "not found" | grep -v libcuda.so.1'
 }
@@ -136,7 +136,8 @@ torch.testing.assert_close(backbone(pixels).feature_maps[0], features)"
 phase_a() {
 	echo "image: doctor and Phase A with no network, any uid, a read-only root and one writable volume"
 	started=$(date +%s)
-	locked_up recipe doctor | tee /dev/stderr | grep -q '^ready: recipe train --preset pilot'
+	locked_up recipe doctor >"$WORK/said" || { cat "$WORK/said"; exit 1; }
+	grep '^ready: recipe train --preset pilot' "$WORK/said"
 	if locked_up recipe doctor --data /data >/dev/null 2>&1; then exit 1; fi
 	locked_up recipe train --preset pilot
 	locked_up python -c "
@@ -176,7 +177,8 @@ HfApi().upload_folder(repo_id='alice/backbone', folder_path='/tmp/backbone')"
 
 	set -- --preset pilot --data /data --backbone alice/backbone --hub_model_id alice/detector
 	as_readme recipe doctor "$@" | tail -1 | grep '^ready'
-	as_readme recipe train "$@" 2>&1 | tee /dev/stderr | if grep 'Permission denied'; then exit 1; fi
+	as_readme recipe train "$@" 2>"$WORK/said" || { cat "$WORK/said" >&2; exit 1; }
+	if grep 'Permission denied' "$WORK/said"; then exit 1; fi
 	as_readme python -c "
 from huggingface_hub import HfApi, scan_cache_dir
 assert 'README.md' in HfApi().list_repo_files('alice/detector')
@@ -184,8 +186,8 @@ assert 'alice/backbone' in {repo.repo_id for repo in scan_cache_dir().repos}, 't
 
 	echo "image: without a token the error names what brings it in"
 	unset HF_TOKEN
-	if as_readme recipe train "$@" --output_dir /outputs/none 2>"$WORK/error"; then exit 1; fi
-	grep 'docker run -e HF_TOKEN' "$WORK/error"
+	if as_readme recipe train "$@" --output_dir /outputs/none 2>"$WORK/said"; then exit 1; fi
+	grep 'docker run -e HF_TOKEN' "$WORK/said"
 }
 
 # The line of the README, but for --gpus all, and with the Hub's address.
