@@ -29,7 +29,7 @@ COPY pyproject.toml uv.lock ./
 
 # ---- The locked environment. It changes with the lock alone, so that a change of the code is pushed in kilobytes.
 FROM ${BASE} AS dependencies
-# "true": with a C++ compiler, Triton and what they read, 1.5 GB more.
+# "true": with a C++ compiler, Triton and what they read, 1.7 GB more.
 ARG COMPILER=false
 # Python.h, which compiled kernels include, comes with the official Python and is a package of its own in Debian's.
 RUN if [ "$COMPILER" = true ]; then \
