@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -83,7 +84,8 @@ def write_build(folder: Path) -> None:
     for name in SENT:
         (tree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     dockerfile = (ROOT / "Dockerfile").read_text() + ANSWER
-    for name, value in (("COMMIT", commit()), ("LOCK", lock())):  # the Hub gives its builds no arguments
+    built = {"COMMIT": commit(), "LOCK": lock(), "VERSION": version("recipe")}
+    for name, value in built.items():  # the Hub gives its builds no arguments
         dockerfile = dockerfile.replace(f"ARG {name}=unknown", f"ARG {name}={value}")
     (folder / "Dockerfile").write_text(dockerfile)
     (folder / "README.md").write_text(HEADER + (ROOT / "README.md").read_text())

@@ -29,7 +29,8 @@ TRANSIENT = {408, 412, 425, 429, 500, 502, 503, 504}  # 412: somebody else commi
 PATIENCE = 180.0  # seconds for each question, where nothing else is said
 PREFLIGHT = 10.0  # seconds for each question, and for its answer, within `short_timeouts`
 TIMEOUTS = {"connect": 20.0, "read": 120.0, "write": 120.0, "pool": 120.0}  # where a request sets none itself
-FIX = "Make one that may write on the Hub's settings page (Access Tokens) and run `hf auth login`"
+LOGIN = "run `hf auth login`, or set HF_TOKEN (a container gets it by `docker run -e HF_TOKEN`)"
+FIX = f"Make one that may write on the Hub's settings page (Access Tokens) and {LOGIN}"
 Result = TypeVar("Result")
 
 _longest = math.inf  # seconds: `PREFLIGHT` within `short_timeouts`
@@ -97,9 +98,9 @@ def as_user_errors(where: str) -> Iterator[None]:
         if is_transient(error) or isinstance(error, OfflineModeIsEnabled):
             raise HubAway(f"{where}: the Hub cannot be reached ({words})") from error
         if isinstance(error, GatedRepoError):
-            words = "is gated: accept its licence on its page, as the user of `hf auth login`"
+            words = f"is gated: accept its licence on its page and {LOGIN}"
         elif isinstance(error, RepositoryNotFoundError):
-            words = "no such repo, or this token may not read it (`hf auth login`)"
+            words = f"no such repo, or this token may not read it; {LOGIN}"
         elif isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             words = f"the Hub does not take this token ({words}). {FIX}"
         raise UserError(f"{where}: {words}") from error
@@ -162,7 +163,7 @@ def newest_commit(name: str, revision: str | None, kind: str) -> str | None:
 def own_token(token: str | None = None) -> str:
     """The token given, or that of this machine. Raises UserError where there is none."""
     if not (found := token or get_token()):
-        raise UserError("no token. Run `hf auth login`, or set HF_TOKEN to one that may write")
+        raise UserError(f"no token. {FIX}")
     return found
 
 

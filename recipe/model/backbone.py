@@ -74,7 +74,7 @@ class FrozenBackbone(DINOv3ViTBackbone):
             if required:
                 raise UserError(
                     f"--torch_compile true: {first_line(cause)}. Leave the flag out; or where a C compiler is missing "
-                    "install gcc, or build the image on a base that has it: `--build-arg BASE=python:3.11`"
+                    "install gcc, or build the image with one: `docker build --build-arg COMPILER=true -t recipe .`"
                 ) from error
             self.run_layer = run_layer
             logger.warning("the frozen layers run uncompiled, which is slower: %s", first_line(cause))

@@ -21,10 +21,9 @@ import uuid
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
-import pytest
 import uvicorn
 from huggingface_hub import HfApi, constants
 from starlette.requests import ClientDisconnect, Request
@@ -35,6 +34,9 @@ from loopback.access import Call
 from loopback.faults import STORM, Cut, Entry, Fault, Wire
 from loopback.machines import Jobs
 from loopback.store import HubError, Repo
+
+if TYPE_CHECKING:
+    import pytest  # not in the image, in which tests/image.sh starts this Hub
 
 SWITCHES = dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"), "1")
 
@@ -131,7 +133,7 @@ class LoopbackHub:
         constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = True, False
         return HfApi(endpoint=self.url, token=token)
 
-    def serve(self, monkeypatch: pytest.MonkeyPatch, token: str) -> HfApi:
+    def serve(self, monkeypatch: "pytest.MonkeyPatch", token: str) -> HfApi:
         """Make the clients of this process ask this Hub, with this token."""
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
