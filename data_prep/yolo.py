@@ -14,8 +14,7 @@ import yaml
 
 from data_prep.entries import Entry, Problem, Split, name_of
 from data_prep.example import LABEL_BYTES, label_lines
-from data_prep.files import list_files, suffix
-from recipe.files import printable, read_file
+from recipe.files import list_files, printable, read_file, suffix
 from recipe.schema import IMAGE_SUFFIXES, UserError
 
 YAML_BYTES = 2**18  # 4,000 class names; more would be parsed for seconds
