@@ -85,7 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch_size", type=_count, default=4)
     evaluate.add_argument("--workers", type=partial(_count, least=0), default=min(8, os.cpu_count() or 1))
     evaluate.add_argument("--limit", type=_count, help="only so many images, drawn by seed 0")
-    evaluate.add_argument("--compare", type=Path, help="an earlier metrics.json to stand beside")
     evaluate.add_argument("--save-detections", action="store_true", help="predictions.json and images.json for COCO")
 
     predict = commands.add_parser("predict", help="boxes for images and videos: COCO results, label files, drawings")

@@ -28,12 +28,13 @@ from recipe.hub import newest_commit
 from recipe.model.checkpoint import BACKBONE_FILE, init_from, load_detector, write_backbone
 from recipe.model.detector import Detector, build_detector, build_processor, freeze
 from recipe.record import RUN_FILE, RunRecord, read_log, without_tokens
+from recipe.report.advice import Outlook
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.schema import CLASS_NAMES
 from recipe.training.checkpoints import ResumeCheck, Seal, find_best, last_checkpoint, seal_old_checkpoints
-from recipe.training.dashboard import Dashboard
+from recipe.training.dashboard import Dashboard, address
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
 from recipe.training.memory import find_batch_size
@@ -176,6 +177,7 @@ def make_callbacks(
         ResumeCheck(checkpoint),
         MetricsLog(),
         PaceLog(len(data.train), len(data.validation), command),
+        Outlook(),
         Pictures(metrics, data.part or data.validation, args.shown_images),
         Seal(),
     ]
@@ -207,9 +209,9 @@ def finish(trainer: CrowdTrainer, repo: RunRepo | None) -> int:
     write_card(folder, metrics.compute(), metrics.details(), record, weights)
     left = repo.push(folder, final=True) if repo is not None else []
     print_numbers(found)
-    print(f"model      {folder}")
+    print(f"model      {folder}{f' and {repo.api.endpoint}/{repo.repo_id}' if repo is not None else ''}")
     print(f"report     {folder / 'report' / 'report.md'}")
-    print(f"dashboard  trackio show --project {args.project}")
+    print(f"dashboard  {address(record.settings)}")
     if args.preset == "pilot":
         print(f"{last} steps prove that everything runs; scores of 0 are to be expected of them")
     print(f"next       recipe predict {folder} PHOTOS --out DIR")
