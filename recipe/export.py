@@ -41,8 +41,8 @@ def export(options: argparse.Namespace) -> int:
     model = load_detector(options.checkpoint, options.revision).eval()
     if not isinstance(model, DetrForObjectDetection):  # the sizes of its maps become constants of the trace
         raise UserError(
-            f"{options.checkpoint}: is {model.config.model_type}, which the exporter of this torch cannot write for any "
-            "image size. Use it by `recipe predict` or transformers, or train with `--detector detr`"
+            f"{options.checkpoint}: is {model.config.model_type}, which torch's exporter cannot write for any image "
+            "size. Use it by `recipe predict` or transformers, or train with `--detector detr`"
         )
     processor = load_processor(options.checkpoint, options.revision)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as unchecked:

@@ -1,4 +1,4 @@
-"""Every block of Python in docs/python.md runs as it stands there, on a small detector; commands name flags that exist."""
+"""Every block of Python in docs/python.md runs as it stands there, on a small detector."""
 
 from __future__ import annotations
 

@@ -199,9 +199,7 @@ def test_a_video_that_is_none_or_ends_early_is_named(checkpoint, photos, tmp_pat
     (photos / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:10,\n{tmp_path / 'long.avi'}\n#EXT-X-ENDLIST\n")
     (photos / "other.mp4").write_bytes((photos / "fine.png").read_bytes())  # FFmpeg opens these, unless told not to
     assert run(checkpoint, photos, out=tmp_path / "out") == 1
-    assert failed(caplog) == [
-        str(photos / name) for name in ("cut.avi", "junk.mp4", "list.mp4", "other.mp4")
-    ]
+    assert failed(caplog) == [str(photos / name) for name in ("cut.avi", "junk.mp4", "list.mp4", "other.mp4")]
 
 
 def test_an_image_not_larger_than_a_tile_is_predicted_as_without_tiles(checkpoint, photos, tmp_path):
