@@ -14,7 +14,7 @@ import yaml
 
 from data_prep.entries import Entry, Problem, Split, name_of
 from data_prep.example import LABEL_BYTES, label_lines
-from recipe.files import printable, read_file
+from recipe.files import list_files, printable, read_file, suffix
 from recipe.schema import IMAGE_SUFFIXES, UserError
 
 YAML_BYTES = 2**18  # 4,000 class names; more would be parsed for seconds
@@ -99,33 +99,6 @@ def _add_list(split: Split, root: Path, path: Path) -> None:
             split.entries.append(Entry(name_of(file), file, label if os.path.lexists(root / label) else None))
         else:
             split.problems.append(Problem(printable(file), 0, "not_read", "ignored", f"listed in {path.name}"))
-
-
-def list_files(folder: Path) -> list[str]:
-    """Relative names of what lies below a folder, sorted, dead links too; linked folders are read once.
-
-    A folder that is not read is listed instead: hidden ones, links that lead back, and those named like a file.
-    """
-    found: list[str] = []
-    start = os.path.realpath(folder)
-    entered, todo = {start}, [""]
-    while todo:
-        base = todo.pop()
-        for name in sorted(os.listdir(os.path.join(folder, base))):
-            path = os.path.join(folder, base, name)
-            like_a_file = name.startswith(".") or suffix(name) in (*IMAGE_SUFFIXES, ".txt")
-            real = "" if like_a_file or not os.path.isdir(path) else os.path.realpath(path)
-            if not real or real in entered or start.startswith(os.path.join(real, "")):
-                found.append(os.path.join(base, name))
-            else:
-                entered.add(real)
-                todo.append(os.path.join(base, name))
-    return sorted(found)
-
-
-def suffix(name: str) -> str:
-    """`.jpg` of `deep/A.JPG`; none of a hidden file."""
-    return "" if os.path.basename(name).startswith(".") else os.path.splitext(name)[1].lower()
 
 
 def _label_of(image: str) -> str:

@@ -21,7 +21,8 @@ from recipe.evaluation.metrics import DetectionMetrics
 from recipe.model.checkpoint import load_detector, load_processor
 from recipe.model.precision import quantise
 from recipe.prediction.results import as_coco, write_results
-from recipe.report.report import print_numbers, read_metrics, write_report
+from recipe.report.compare import compare_numbers, read_metrics
+from recipe.report.report import print_numbers, write_report
 from recipe.schema import UserError
 from recipe.training.run import device, writable
 from recipe.training.trainer import CrowdTrainer
@@ -29,8 +30,7 @@ from recipe.training.trainer import CrowdTrainer
 
 def evaluate(options: argparse.Namespace) -> int:
     """Evaluate `options.checkpoint` on one split and write the report. Returns the exit code."""
-    if options.compare is not None:
-        read_metrics(options.compare)  # a typo costs nothing yet
+    earlier = read_metrics(options.compare) if options.compare is not None else None  # a typo costs nothing yet
     folder = output_folder(options)
     gpu = torch.cuda.is_available()
     model = load_detector(options.checkpoint, options.revision, bf16=gpu)
@@ -56,7 +56,10 @@ def evaluate(options: argparse.Namespace) -> int:
     CrowdTrainer(args, model, processor, None, dataset, metrics).evaluate()
     data = info | {"data": options.data, "split": options.split}
     record = {"checkpoint": options.checkpoint, "revision": options.revision, "dataset": data, "device": device()}
-    print_numbers(write_report(folder, metrics, dataset, record=record, compare=options.compare))
+    found = write_report(folder, metrics, dataset, record=record)
+    print_numbers(found)
+    if earlier is not None:
+        print("\n".join(compare_numbers({str(options.compare): earlier, options.checkpoint: found})))
     print(f"report     {folder / 'report' / 'report.md'}")
     if options.save_detections:
         write_results(folder, detections(metrics, dataset))

@@ -39,6 +39,11 @@ def export(options: argparse.Namespace) -> int:
     if options.out.is_dir():
         raise UserError(f"--out {options.out}: is a folder; give a file, as in `--out {options.out / 'model.onnx'}`")
     model = load_detector(options.checkpoint, options.revision).eval()
+    if not isinstance(model, DetrForObjectDetection):  # the sizes of its maps become constants of the trace
+        raise UserError(
+            f"{options.checkpoint}: is {model.config.model_type}, which torch's exporter cannot write for any image "
+            "size. Use it by `recipe predict` or transformers, or train with `--detector detr`"
+        )
     processor = load_processor(options.checkpoint, options.revision)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as unchecked:
         file = Path(unchecked) / options.out.name
@@ -57,13 +62,13 @@ class ExportedDetector(nn.Module):
         super().__init__()
         self.detector = DetrForObjectDetection(model.config)
         self.detector.load_state_dict(model.state_dict())
-        self.mean = nn.Buffer(torch.tensor(processor.image_mean)[:, None, None])  # [3, 1, 1]
-        self.std = nn.Buffer(torch.tensor(processor.image_std)[:, None, None])
-        self.scale = processor.rescale_factor
+        self.processor = processor
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [batch, 3, height, width] -> logits [batch, queries, classes + 1], pred_boxes [batch, queries, 4]."""
-        outputs = self.detector(pixel_values=(images.float() * self.scale - self.mean) / self.std)
+        mean, std = (images.new_tensor(values, dtype=torch.float32)[:, None, None] for values in
+                     (self.processor.image_mean, self.processor.image_std))  # fmt: skip
+        outputs = self.detector(pixel_values=(images.float() * self.processor.rescale_factor - mean) / std)
         return outputs.logits, outputs.pred_boxes
 
 
@@ -103,11 +108,7 @@ def write_onnx(model: Detector, processor: BaseImageProcessor, file: Path) -> No
 
 @torch.inference_mode()
 def compare(file: Path, model: Detector, processor: BaseImageProcessor) -> None:
-    """Run the file by ONNX Runtime, beside the detector that is evaluated.
-
-    Raises:
-        UserError: they differ by more than `TOLERANCE`, as where a position embedding was traced as a constant.
-    """
+    """Run the file by ONNX Runtime, beside the detector that is evaluated; UserError where they differ."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])

@@ -3,24 +3,22 @@
     recipe predict outputs/run photos/ clip.mp4 --out outputs/predictions
     recipe predict outputs/run crowd.jpg --out outputs/predictions --tile 960x1536 --save coco,yolo,drawings
 
-Into --out go predictions.jsonl and failed.csv while it runs, predictions.json and images.json (COCO) at the end;
-drawings NUMBER-NAME.jpg, of a video NUMBER-NAME.mp4 without sound; and labels/NAME.txt, which beside the folder of
-images can be corrected and packed. A line of predictions.jsonl is an image or, with "frame", a frame of a video.
+Into --out go predictions.jsonl while it runs, predictions.json and images.json (COCO) at the end; drawings
+NUMBER-NAME.jpg, of a video NUMBER-NAME.mp4 without sound; and labels/NAME.txt, which beside the folder of images can
+be corrected and packed. A line of predictions.jsonl is an image or, with "frame", a frame of a video.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task
-from rich.text import Text
+from huggingface_hub.utils import tqdm
 
 from recipe.data.images import decode
 from recipe.files import printable, read_file
@@ -35,17 +33,16 @@ from recipe.training.run import writable
 ALL_FRAMES = 0.9  # of the number in a video's header, which may be an estimate
 MAX_BYTES = MAX_PIXELS * 8  # four channels of 16 bits, not compressed
 
-Item = TypeVar("Item")
-
 
 def predict(options: argparse.Namespace) -> int:
     """Predict all images and videos of `options.paths`.
 
     Returns:
-        The exit code: 1 if some could not be read, 2 if none could.
+        The exit code: 1 if some could not be read, which the log names. Raises UserError if none could.
     """
     files = find_files(options.paths, options.out)
     images = [file for file in files if not file.is_video]
+    videos = [file for file in files if file.is_video]
     twice = [name for name, count in Counter(map(label_name, images)).items() if count > 1]
     if "yolo" in options.save and twice:
         where = f"--save yolo: several images would have the label file {printable(twice[0])}"
@@ -57,21 +54,21 @@ def predict(options: argparse.Namespace) -> int:
     processor = load_processor(options.checkpoint, options.revision)
     thresholds = class_thresholds(model, options.threshold)
     predictor = Predictor(model, processor, thresholds, options.tile, options.overlap, options.batch_size)
-    results = Results(out)
-    if images:
-        predict_images(predictor, list(zip(ids, images, strict=True)), results, options.save)
-    for number, file in enumerate((file for file in files if file.is_video), max(ids, default=-1) + 1):
+    results, began = Results(out), time.perf_counter()
+    predict_images(predictor, list(zip(ids, images, strict=True)), results, options.save)
+    for number, file in enumerate(videos, max(ids, default=-1) + 1):
         try:
             predict_video(predictor, number, file, results, "drawings" in options.save)
         except (OSError, ValueError, cv2.error) as error:
-            results.add_failed(file.path, error)
+            results.leave_out(file.path, error)
     results.close("coco" in options.save)
-    if results.failed:
-        print(f"{results.failed} of {len(files)} files failed: {out / 'failed.csv'}")
     if not results.images:
         raise UserError(f"none of the {len(files)} files could be read")
+    rate = results.images / (time.perf_counter() - began)
     shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(CLASS_NAMES, thresholds, strict=True))
-    print(f"{results.boxes} boxes in {results.images} images and frames (thresholds: {shown})")
+    print(f"{results.boxes} boxes in {results.images} images and frames, {rate:.1f} a second (thresholds: {shown})")
+    if results.failed:
+        print(f"{results.failed} of {len(files)} files could not be read")
     print(f"results    {out}")
     return 1 if results.failed else 0
 
@@ -82,21 +79,20 @@ def predict_images(
     """Predict images, given with their ids, and write what `save` names."""
 
     def decoded() -> Iterator[tuple[tuple[int, File], np.ndarray]]:
-        for image_id, file in track(images, len(images), "images"):
+        for image_id, file in tqdm(images, unit=" images", disable=None):  # no bar where there is no terminal
             try:
                 pixels = decode(read_file(file.path, MAX_BYTES))
             except Exception as error:  # a decoder's errors share no base: PIL's DecompressionBombError, SyntaxError
-                results.add_failed(file.path, error)
+                results.leave_out(file.path, error)
             else:
                 yield (image_id, file), pixels
 
     for (image_id, file), pixels, found in predictor.detect(decoded()):
         results.add(file, pixels, found, image_id=image_id)
         if "yolo" in save:
-            lines = label_lines(found, *pixels.shape[:2])
-            results.save(results.folder / "labels" / label_name(file), lines.encode())
+            results.save(results.folder / "labels" / label_name(file), label_lines(found, *pixels.shape[:2]).encode())
         if "drawings" in save:
-            _, data = cv2.imencode(".jpg", draw(pixels, found))  # OpenCV is not given a name, which may crash it
+            _, data = cv2.imencode(".jpg", draw(pixels, found))  # OpenCV is given no name, which may crash it
             results.save(results.path_for(image_id, file, ".jpg"), data.tobytes())
 
 
@@ -109,7 +105,8 @@ def predict_video(predictor: Predictor, number: int, file: File, results: Result
     video = open_video(file.path)
     writer = open_writer(results.path_for(number, file, ".mp4"), video) if drawn else None
     frames, count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
-    for seconds, pixels, found in predictor.detect(track(read_frames(video), max(frames, 0), "frames")):
+    shown = tqdm(read_frames(video), total=max(frames, 0), unit=" frames", disable=None)
+    for seconds, pixels, found in predictor.detect(shown):
         results.add(file, pixels, found, frame=count, seconds=seconds)
         count += 1
         if writer:
@@ -121,14 +118,3 @@ def predict_video(predictor: Predictor, number: int, file: File, results: Result
 def draw(pixels: np.ndarray, found: Detections) -> np.ndarray:
     """RGB pixels [height, width, 3] with boxes, classes and scores, as BGR for OpenCV."""
     return cv2.cvtColor(draw_boxes(pixels, found.boxes_xyxy, found.labels, found.scores), cv2.COLOR_RGB2BGR)
-
-
-class Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.completed / (task.elapsed or 1):.1f}/s")
-
-
-def track(items: Iterable[Item], total: int, unit: str) -> Iterator[Item]:
-    """Pass items on under a bar that says how many a second; without a terminal it is one line, at the end."""
-    with Progress(*Progress.get_default_columns(), Rate(), console=Console(stderr=True)) as bar:
-        yield from bar.track(items, total or None, description=unit)

@@ -28,11 +28,12 @@ from recipe.model.checkpoint import BACKBONE_FILE, init_from, load_detector, wri
 from recipe.model.detector import Detector, build_detector, build_processor, freeze
 from recipe.model.precision import check_precision, quantise
 from recipe.record import RUN_FILE, RunRecord, read_log, without_tokens
+from recipe.report.advice import Outlook
 from recipe.report.card import Card, write_card
 from recipe.report.pictures import Pictures
 from recipe.report.report import print_numbers, write_report
 from recipe.training.checkpoints import Resume, Seal, last_checkpoint, seal_old_checkpoints
-from recipe.training.dashboard import Dashboard, job_space
+from recipe.training.dashboard import Dashboard, address, job_space
 from recipe.training.deadline import Deadline
 from recipe.training.logs import MetricsLog, PaceLog
 from recipe.training.memory import find_batch_size
@@ -183,7 +184,7 @@ def make_callbacks(
     command = f"python jobs/launch.py --flavor a10g-large --pace-from {args.output_dir} -- {flags}"
     pictures = Pictures(metrics, data.part or data.validation, args.shown_images)
     pace = PaceLog(len(data.train), len(data.validation), command)
-    callbacks: list[TrainerCallback] = [Resume(checkpoint), MetricsLog(), pace, pictures, Seal()]
+    callbacks: list[TrainerCallback] = [Resume(checkpoint), MetricsLog(), pace, Outlook(), pictures, Seal()]
     if repo is not None:
         callbacks += [Card(metrics), Push(repo, args.save_total_limit)]
     if "trackio" in args.report_to:  # the library's own waits for its server, and loses rows
@@ -212,9 +213,9 @@ def finish(trainer: CrowdTrainer, repo: RunRepo | None) -> int:
     write_card(folder, metrics.compute(), metrics.details(), record, weights)
     left = repo.push(folder, final=True) if repo is not None else []
     print_numbers(found)
-    print(f"model      {folder}")
+    print(f"model      {folder}{f' and {repo.api.endpoint}/{repo.repo_id}' if repo is not None else ''}")
     print(f"report     {folder / 'report' / 'report.md'}")
-    print(f"dashboard  trackio show --project {args.project}")
+    print(f"dashboard  {address(record.settings)}")
     if args.preset == "pilot":
         print(f"{last} steps prove that everything runs; scores of 0 are to be expected of them")
     print(f"next       recipe predict {folder} PHOTOS --out DIR")

@@ -75,3 +75,11 @@ def test_a_missing_library_is_one_line(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "LIBRARIES", ("onnx", "onnxmissing"))
     with pytest.raises(UserError, match=r"needs onnxmissing: run `pip install 'recipe\[export\]'`"):
         export(Namespace(checkpoint=str(checkpoint), revision=None, out=tmp_path / "crowd.onnx"))
+
+
+def test_a_detector_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
+    """Its trace has the sizes of the maps as constants: ONNX Runtime stops at any other image size."""
+    checkpoint = save(build_detector(small_config(detector="deformable")), tmp_path / "other" / "checkpoint")
+    with pytest.raises(UserError, match=r"is deformable_detr, which .* cannot write .* `--detector detr`"):
+        export(Namespace(checkpoint=str(checkpoint), revision=None, out=tmp_path / "crowd.onnx"))
+    assert not (tmp_path / "crowd.onnx").exists()

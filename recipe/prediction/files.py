@@ -10,14 +10,14 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import cv2
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 
-from recipe.files import open_file, printable
+from recipe.files import list_files, open_file, printable, suffix
 from recipe.hub import as_user_errors
 from recipe.schema import IMAGE_SUFFIXES, MAX_PIXELS, UserError
 
@@ -35,7 +35,7 @@ class File(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        return suffix(self.name) in VIDEO_SUFFIXES
 
 
 def find_files(paths: Sequence[str], out: Path) -> list[File]:
@@ -50,25 +50,16 @@ def find_files(paths: Sequence[str], out: Path) -> list[File]:
             raise UserError(f"{printable(path)}: no such file or folder")
         if path.resolve() == out.resolve():
             raise UserError(f"--out {out}: holds the images; give a folder of its own: `--out {out / 'predictions'}`")
-        found += _below(path, out.resolve()) if path.is_dir() else [File(path, path.name)]
+        results = os.path.relpath(out.resolve(), path.resolve())  # they may lie among the images
+        try:
+            names = list_files(path) if path.is_dir() else []
+        except OSError as error:
+            raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from error
+        names = [name for name in names if suffix(name) in SUFFIXES and not name.startswith(f"{results}/")]
+        found += [File(path / name, name) for name in names] if path.is_dir() else [File(path, path.name)]
     if not found:
         raise UserError(f"no images in {', '.join(map(printable, paths))}; read are {', '.join(SUFFIXES)}")
     return found
-
-
-def _below(root: Path, out: Path) -> Iterator[File]:
-    entered = {out, root.resolve()}  # the results may lie among the images, and a link may lead back
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
-        real = {name: Path(folder, name).resolve() for name in sorted(folders)}
-        folders[:] = [name for name in real if real[name] not in entered]
-        entered.update(real.values())
-        for path in (Path(folder, name) for name in sorted(names)):
-            if path.suffix.lower() in SUFFIXES:
-                yield File(path, str(path.relative_to(root)))
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise UserError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from error
 
 
 def dataset_ids(data: str, files: Iterable[File]) -> list[int]:

@@ -6,7 +6,6 @@ write_results(folder, rows)                                  # `recipe evaluate 
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -22,7 +21,6 @@ from recipe.files import printable
 from recipe.hub import first_line
 from recipe.prediction.files import File, frame_size
 from recipe.prediction.predictor import Detections
-from recipe.schema import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +70,6 @@ class Results:
         for name in ("predictions.json", "images.json"):  # of an earlier run
             (folder / name).unlink(missing_ok=True)
         self._lines = new_file(folder / "predictions.jsonl")
-        self._failed = new_file(folder / "failed.csv")
-        csv.writer(self._failed).writerow(("file", "reason"))
 
     def add(self, file: File, pixels: np.ndarray, found: Detections, **keys: float) -> None:
         """Write the line of an image (keys: image_id) or of a video's frame (keys: frame, seconds)."""
@@ -82,50 +78,38 @@ class Results:
         self.images += 1
         self.boxes += len(found.scores)
 
-    def add_failed(self, path: Path, error: Exception) -> None:
+    def leave_out(self, path: Path, error: Exception) -> None:
+        """Count and name a file that cannot be read."""
         reason = printable(getattr(error, "strerror", None) or first_line(error))
         logger.warning("%s: left out, it cannot be read (%s)", printable(path), reason)
-        csv.writer(self._failed).writerow((printable(path), reason))
         self.failed += 1
+
+    def save(self, path: Path, data: bytes) -> None:
+        """Write a file of its own; a link in its place is not followed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
 
     def path_for(self, image_id: int, file: File, suffix: str) -> Path:
         """NUMBER-NAME in the folder itself, whatever the file's name says."""
         stem = re.sub(r"[^\w.-]", "_", Path(file.name).stem)[:50]  # 200 bytes at most; a name may have 255
         return self.folder / f"{image_id:05d}-{stem}{suffix}"
 
-    def save(self, path: Path, data: bytes) -> None:
-        """Write a file of its own; a link in its place is not followed."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            path.write_bytes(data)
-        except OSError as error:
-            where = f"{printable(path)}: cannot be written ({error.strerror})"
-            raise UserError(f"{where}; give another folder by `--out DIR`") from error
-
     def close(self, coco: bool) -> None:
         """End with COCO's files, if wanted, made of the images' lines."""
         self._lines.close()
-        self._failed.close()
         if coco:
             with (self.folder / "predictions.jsonl").open() as lines:
                 write_results(self.folder, (row for row in map(json.loads, lines) if "image_id" in row))
 
 
 def open_writer(path: Path, video: cv2.VideoCapture) -> cv2.VideoWriter:
-    """An MP4 file like `video`, without sound, for BGR frames; odd sides lose a pixel. Raises OSError.
-
-    OpenCV is given a path below /proc/self/fd, as in `open_video`.
-    """
+    """An MP4 file like `video`, without sound, for BGR frames; odd sides lose a pixel. Raises OSError, ValueError."""
     path.unlink(missing_ok=True)
+    name = os.fsencode(path.resolve()).decode()  # others, as in `open_video`, are a segmentation fault
     rate = video.get(cv2.CAP_PROP_FPS)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        name, code = f"/proc/self/fd/{folder}/{path.name}", cv2.VideoWriter.fourcc(*CODEC)
-        rate = rate if 0 < rate <= 1000 else 25.0  # a file may say anything
-        writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, code, rate, frame_size(video))
-    finally:
-        os.close(folder)
+    rate = rate if 0 < rate <= 1000 else 25.0  # a file may say anything
+    writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*CODEC), rate, frame_size(video))
     if not writer.isOpened():
         raise OSError(f"{path.name} cannot be written as a video")
     return writer

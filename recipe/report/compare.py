@@ -61,9 +61,9 @@ def compare_numbers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         rows.append([f"`{key}`", number(first[key]), *changes])
     images = {(each["details"]["images"], *map(each["record"].get, ("manifest", "data_revision", "split")))
               for each in found.values()}  # fmt: skip
-    text = "**The runs were not evaluated on the same images**, so the differences are not the models' alone."
-    text = "All were evaluated on the same images." if len(images) == 1 else text
-    return [*table(["metric", *map(escape, found)], rows, "l" + "r" * len(found)), "", text]
+    different = "**The runs were not evaluated on the same images**, so the differences are not the models' alone."
+    text = "All were evaluated on the same images." if len(images) == 1 else different
+    return [*table(["metric", *map(escape, found)], rows), "", text]
 
 
 def change(key: str, before: float, now: float) -> str:
@@ -82,4 +82,4 @@ def compare_settings(runs: Mapping[str, Path]) -> list[str]:
     keys = dict.fromkeys(key for settings in known.values() for key in settings)
     rows = [[f"`{key}`", *(escape(settings.get(key, "–")) for settings in known.values())] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
-    return table(["setting", *map(escape, known)], rows, "l" * (1 + len(known))) if rows else ["None that is known."]
+    return table(["setting", *map(escape, known)], rows) if rows else ["None that is known."]

@@ -116,6 +116,6 @@ def where_it_fails(path: Path, details: Mapping[str, Any]) -> bool:
                 ticks = [f"{tick}\n{row['boxes']:,}" for tick, row in zip(ticks, rows, strict=True)]
             axes.set_xticks(range(len(ticks)), ticks)
             axes.set(title="Share of the boxes found", xlabel=f"{words}; below: boxes ({', '.join(names)})")
-            axes.set(xlim=(-0.3, len(ticks) - 0.7), ylim=(0, 1.02))
+            axes.set(xlim=(-0.3, len(ticks) - 0.7), ylim=(-0.02, 1.02))  # what is 0 is seen too
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.28), ncols=2)
     return True

@@ -1,6 +1,6 @@
 """The report on an evaluation: report.md, metrics.json and pictures that tell what to do next.
 
-    write_report(Path("outputs/run"), metrics, dataset, history=read_log(Path("outputs/run")))
+    write_report(Path("outputs/run"), metrics, dataset, record=vars(record), history=read_log(Path("outputs/run")))
 
 `recipe train` and `recipe evaluate` end with it. The numbers in report.md are those in metrics.json, rounded.
 """
@@ -17,8 +17,7 @@ from recipe.evaluation.metrics import DetectionMetrics
 from recipe.record import commit
 from recipe.report import pictures, plots, tables
 from recipe.report.advice import next_steps
-from recipe.report.compare import compare_numbers, read_metrics
-from recipe.report.tables import escape, number
+from recipe.report.tables import escape
 
 PICTURES = {  # name of the PNG: title, caption
     "where": (
@@ -45,15 +44,12 @@ def write_report(
     *,
     record: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]] = (),
-    compare: Path | None = None,
 ) -> dict[str, Any]:
     """Write FOLDER/report/report.md, metrics.json and the PNGs; returns what stands in metrics.json.
 
     That is the metrics by name, "details" (of `DetectionMetrics`, with the names of the files and 95 % "intervals")
-    and "record". `record` is what made the model (the fields of run.json), or what `recipe evaluate` was given;
-    `compare` an earlier metrics.json. Raises UserError if it is none.
+    and "record". `record` is what made the model (the fields of run.json), or what `recipe evaluate` was given.
     """
-    earlier = read_metrics(compare) if compare is not None else None
     values, rows = metrics.compute(), pictures.rows_by_id(dataset)
     details = metrics.details() | {"intervals": metrics.intervals()}
     details["worst_images"] = [
@@ -68,25 +64,6 @@ def write_report(
     out = folder / "report"
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
-    ignored = any(image.crowd.any() for image in metrics.images().values())
-    errors = [[name, *map(str, kinds.values())] for name, kinds in details["errors"].items()]
-    kinds = [kind.replace("_", " ") for kind in next(iter(details["errors"].values()))]
-    sections = {
-        f"# Report on {escape(origin['checkpoint'])}": [
-            f"{details['images']:,} images; "
-            + escape(", ".join(f"{key} {value}" for key, value in origin.items() if value)),
-            "",
-            CHOSEN.get(origin["split"], CHOSEN["test"]),
-        ],
-        "## What to do next": next_steps(values, details, history, num_queries=metrics.num_queries),
-        "## By class": tables.class_table(values, details),
-        "## Kinds of errors at the thresholds of best F1": tables.table(["", *kinds], errors, "lrrrrrr"),
-        "## All numbers": all_numbers(metrics),
-        "## Against published numbers": [tables.PUBLISHED if ignored else tables.NOT_COMPARABLE],
-    }
-    if earlier is not None:
-        both = {f"before: {earlier['record']['checkpoint']}": earlier, f"now: {origin['checkpoint']}": found}
-        sections["## Against the earlier run"] = compare_numbers(both)
     for path in out.glob("*.png"):
         path.unlink()  # of an earlier report, where there may be nothing to show now
     drawn = {
@@ -96,23 +73,27 @@ def write_report(
         "thresholds": plots.operating_points(out / "thresholds.png", details),
         "curves": plots.learning_curves(out / "curves.png", {"run": history}),
     }
+    origin_line = ", ".join(f"{key} {value}" for key, value in origin.items() if value)
+    ignored = any(image.crowd.any() for image in metrics.images().values())
+    sections = {
+        f"# Report on {escape(origin['checkpoint'])}": [
+            f"{details['images']:,} images; {escape(origin_line)}\n",
+            CHOSEN[origin["split"]],
+        ],
+        "## What to do next": next_steps(values, details, history, num_queries=metrics.num_queries),
+        "## By class": tables.class_table(values, details),
+        "## Kinds of errors at the thresholds of best F1": tables.error_table(details["errors"]),
+        "## All numbers": tables.number_table(metrics),
+        "## Against published numbers": [tables.PUBLISHED if ignored else tables.NOT_COMPARABLE],
+    }
     for name in (name for name, shown in drawn.items() if shown):
         title, caption = PICTURES[name]
-        sections[f"## {title}"] = [f"![{title}]({name}.png)", "", caption]
+        sections[f"## {title}"] = [f"![{title}]({name}.png)\n", caption]
         if name == "worst":
-            head = ("file_name", "image_id", "boxes", "misses", "duplicates", "false_positives")
-            listed = [[escape(row[key]) for key in head] for row in details["worst_images"] if row["misses"]]
-            sections[f"## {title}"] += ["", *tables.table(head, listed, "lrrrrr")]
+            sections[f"## {title}"] += ["", *tables.worst_table(details["worst_images"])]
     text = "\n\n".join("\n".join([title, "", *lines]) for title, lines in sections.items())
     (out / "report.md").write_text(text + "\n")
     return found
-
-
-def all_numbers(metrics: DetectionMetrics) -> list[str]:
-    """Every number beside torchmetrics' own."""
-    checked, words = tables.check_with_torchmetrics(metrics)
-    rows = [[f"`{key}`", number(value), number(checked.get(key))] for key, value in metrics.compute().items()]
-    return [*tables.table(["metric", "value", "torchmetrics"], rows, "lrr"), "", words]
 
 
 def print_numbers(found: Mapping[str, Any]) -> None:

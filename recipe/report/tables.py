@@ -52,9 +52,9 @@ def escape(text: object) -> str:
     return re.sub(r"([\\`*_\[\]()#|~])", r"\\\1", " ".join(html.escape(str(text), quote=False).split()))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """The lines of a Markdown table; `sides` has an l or r for each column."""
-    rule = ["---:" if side == "r" else "---" for side in sides]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table: words in the first column, numbers at the right of the others."""
+    rule = ["---"] + ["---:"] * (len(head) - 1)
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
@@ -65,16 +65,35 @@ def class_rows(values: Mapping[str, float], details: Mapping[str, Any]) -> list[
     for key, words in BY_CLASS.items():
         own = [key, *(f"{key}_{name}" for name in boxes)]
         rows.append([words, *(number(values[name], intervals.get(name)) if name in values else "" for name in own)])
-    for key, words in {"threshold": "threshold", "precision": "precision", "recall": "recall", "f1": "F1"}.items():
-        points = [details["operating_points"][name]["best_f1"] or {} for name in boxes]
-        rows.append([f"{words} at best F1", "", *(number(point.get(key)) for point in points)])
-    return table(["", "all", *boxes], rows, "l" + "r" * (len(boxes) + 1))
+    points = [details["operating_points"][name]["best_f1"] or {} for name in boxes]
+    for key in ("threshold", "precision", "recall", "f1"):
+        rows.append([f"{key.replace('f1', 'F1')} at best F1", "", *(number(point.get(key)) for point in points)])
+    return table(["", "all", *boxes], rows)
 
 
 def class_table(values: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
     """The table by class, with what its numbers mean."""
     brackets = ["", "In brackets: 95 % intervals, by drawing the images anew (bootstrap)."]
-    return [*class_rows(values, details), *EXPLAINED.splitlines(), *(brackets if "intervals" in details else [])]
+    return [*class_rows(values, details), EXPLAINED, *(brackets if "intervals" in details else [])]
+
+
+def error_table(errors: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Hits, missed boxes and each kind of false detection by class."""
+    kinds = [kind.replace("_", " ") for kind in next(iter(errors.values()))]
+    return table(["", *kinds], [[name, *map(str, own.values())] for name, own in errors.items()])
+
+
+def worst_table(images: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The images with most missed boxes, by their files."""
+    head = ("file_name", "image_id", "boxes", "misses", "duplicates", "false_positives")
+    return table(head, [[escape(row[key]) for key in head] for row in images if row["misses"]])
+
+
+def number_table(metrics: DetectionMetrics) -> list[str]:
+    """Every number, beside torchmetrics' own where it has one."""
+    checked, words = check_with_torchmetrics(metrics)
+    rows = [[f"`{key}`", number(value), number(checked.get(key))] for key, value in metrics.compute().items()]
+    return [*table(["metric", "value", "torchmetrics"], rows), "", words]
 
 
 def check_with_torchmetrics(metrics: DetectionMetrics) -> tuple[dict[str, float], str]:
@@ -118,13 +137,9 @@ def coco_numbers(metrics: DetectionMetrics) -> dict[str, float]:
         wanted = {"boxes": image.targets, "labels": image.target_labels.astype(int), "area": image.target_area,
                   "iscrowd": image.crowd.astype(int)}  # fmt: skip
         coco.update(*([{key: torch.from_numpy(value) for key, value in own.items()}] for own in (found, wanted)))
-    values = coco.compute()
-    classes = [metrics.class_names[label] for label in values.pop("classes").reshape(-1).tolist()]
-    numbers: dict[str, float] = {}
-    for key, value in values.items():
-        if key.endswith("_per_class"):
-            names = [f"{key.removesuffix('_per_class')}_{name}" for name in classes]
-            numbers |= dict(zip(names, value.reshape(-1).tolist(), strict=False))  # one -1 where there is no class
-        else:
-            numbers[key] = float(value)
+    values = {key: value.reshape(-1).tolist() for key, value in coco.compute().items()}
+    names = [metrics.class_names[int(label)] for label in values.pop("classes")]
+    numbers = {key: value[0] for key, value in values.items() if not key.endswith("_per_class")}
+    for key in ("map", "mar_100"):  # one -1 where there is no class
+        numbers |= {f"{key}_{name}": own for name, own in zip(names, values[f"{key}_per_class"], strict=False)}
     return numbers

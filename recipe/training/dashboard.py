@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,16 @@ class Dashboard(TrainerCallback):
 
     def _warn(self, reason: str) -> None:
         logger.warning("the dashboard lacks rows (%s); `recipe sync %s` sends them", reason, self.folder)
+
+
+def address(settings: Mapping[str, Any]) -> str:
+    """Where the rows of a run with these settings are shown: a Space, a server, this machine, or nowhere."""
+    if "trackio" not in settings["report_to"]:
+        return f"none (--report_to {','.join(settings['report_to']) or 'none'})"
+    if space := settings["trackio_space_id"] or os.environ.get("TRACKIO_SPACE_ID"):
+        return f"{HfApi().endpoint}/spaces/{space}" if "/" in space else f"the Space {space} of your account"
+    # Without the write token that may stand behind a server's address.
+    return os.environ.get("TRACKIO_SERVER_URL", "").split("?")[0] or f"trackio show --project {settings['project']}"
 
 
 def sync(options: argparse.Namespace) -> int:

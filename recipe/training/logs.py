@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: every row in metrics.jsonl, its pace in run.json, how far it is in the log.
+"""What a run writes down while it goes: every row in metrics.jsonl, its pace in run.json and the log.
 
 recipe sync OUTPUT_DIR        shows the rows on a Trackio dashboard (recipe/training/dashboard.py)
 """
@@ -41,7 +41,7 @@ class MetricsLog(TrainerCallback):
 
 
 class PaceLog(TrainerCallback):
-    """After the first 50 steps: the pace and the hours of the run, also on HF Jobs. At each evaluation: how far it is.
+    """After the first 50 steps: the pace and the hours of the run, also on HF Jobs.
 
     The first 10 steps are not counted (kernels are chosen, workers start), nor is a step before which a checkpoint was
     written or an evaluation ran.
@@ -53,9 +53,6 @@ class PaceLog(TrainerCallback):
         self.images, self.command = (train_images, validation_images), command
         self._step, self._seconds = 0, list[float]()  # of each step that counts
         self._last: float | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._began, self._resumed_at = time.perf_counter(), state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
         now, self._step = time.perf_counter(), self._step + 1
@@ -76,15 +73,4 @@ class PaceLog(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = None
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
-    ) -> None:
-        self._last = None
-        name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
-        steps = state.global_step - self._resumed_at
-        if state.is_world_process_zero and name in metrics and steps > 0:
-            left = (time.perf_counter() - self._began) / steps * (state.max_steps - state.global_step)
-            better = max if args.greater_is_better else min
-            best = metrics[name] if state.best_metric is None else better(metrics[name], state.best_metric)
-            words = "epoch %.2f: %s %.4f, best so far %.4f, about %.1f h left"
-            logger.info(words, state.epoch, name, metrics[name], best, left / 3600)
+    on_evaluate = on_save

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from recipe.report.advice import next_steps
+from recipe.report import advice as room
+from recipe.report.advice import Outlook, expect, next_steps, outlook
 
 SIZES = ("<8", "8-16", "16-32", "32-96", ">=96")
 
@@ -126,3 +129,46 @@ def test_a_class_without_labels_is_not_blamed_for_false_detections():
     found = details(boxes={"person": 1000, "head": 0})
     found["errors"]["head"] = dict.fromkeys(found["errors"]["head"], 0) | {"background": 50}
     assert "`head` detections" not in advice(found)
+
+
+def rows(*maps):
+    """A log's evaluations, an epoch each; the loss falls as 10 / epoch."""
+    return [row | {"eval_loss": 10 / row["epoch"]} for row in curve(*maps)]
+
+
+def test_while_it_trains_a_run_is_told_where_its_own_curve_leads_and_which_epoch_was_best():
+    """1 - mAP falls as epoch^-0.2, which it will go on to do."""
+    power = rows(*(1 - 0.95 * epoch**-0.2 for epoch in (1, 2, 3, 4)))
+    assert expect(power, "eval_map", True, 10) == pytest.approx(1 - 0.95 * 10**-0.2)
+    assert outlook(power, "eval_map", True, 10) == (
+        "epoch 4.00 of 10: eval_map 0.2800, the best so far. By its own curve it ends near 0.4006, eval_loss 1."
+    )
+    text = outlook(rows(0.1, 0.3, 0.2), "eval_map", True, 10)
+    assert text.startswith("epoch 3.00 of 10: eval_map 0.2000, best so far 0.3000 at epoch 2.00. By its own curve")
+    assert "best so far 0.2000 at epoch 1.00" in outlook(
+        [{"eval_mr2_person": value} | row for value, row in zip((0.2, 0.3), rows(0.1, 0.1), strict=True)],
+        "eval_mr2_person", False, 10,
+    )  # fmt: skip
+
+
+def test_one_evaluation_is_no_curve_and_a_finished_run_has_nothing_ahead():
+    assert "Numbers near 0 are normal this early" in outlook(rows(0.0), "eval_map", True, 10)
+    assert outlook(rows(0.1, 0.2), "eval_map", True, 2) == "epoch 2.00 of 2: eval_map 0.2000, the best so far."
+    assert 0 <= expect(rows(0.5, 0.1), "eval_map", True, 100) < expect(rows(0.1, 0.9), "eval_map", True, 100) <= 1
+
+
+def test_each_evaluation_is_one_line_with_the_hours_left_since_a_run_was_resumed(monkeypatch, caplog):
+    clock = [0.0]
+    monkeypatch.setattr(room.time, "perf_counter", lambda: clock[0])
+    args = SimpleNamespace(metric_for_best_model="eval_map", greater_is_better=True)
+    state = SimpleNamespace(global_step=450, max_steps=4500, epoch=2.0, is_world_process_zero=True,
+                            log_history=rows(0.1, 0.2))  # fmt: skip
+    says = Outlook()
+    with caplog.at_level("INFO", "recipe"):
+        says.on_train_begin(args, state, None)  # only the steps since then tell the pace
+        clock[0], state.global_step = 3600.0, 900
+        says.on_evaluate(args, state, None, metrics={"eval_map": 0.2})
+        says.on_evaluate(args, state, None, metrics={"eval_all_map": 0.5})  # of all images
+    (line,) = caplog.messages
+    assert line.startswith("epoch 2.00 of 10: eval_map 0.2000, the best so far. By its own curve it ends near 0.3")
+    assert line.endswith("About 8.0 h left.")

@@ -150,18 +150,15 @@ def test_a_degenerate_evaluation_gives_a_report_with_dashes_and_no_nan(case, tmp
     print_numbers(found)
 
 
-def test_a_bare_evaluation_beside_an_earlier_one(data, written, tmp_path):
+def test_a_bare_evaluation_has_no_training_curves(data, written, tmp_path):
     """No history: no training curves, not even those of an earlier report."""
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "curves.png").write_bytes(b"of an earlier report")
     record = RunRecord("crowd-7", "7", "now", {}, {}, {"data": "me/crowd"}, commit="c1", device="a GPU")
-    earlier = written[0] / "report" / "metrics.json"
-    found = write_report(tmp_path, written[1], data, record=vars(record), compare=earlier)
+    found = write_report(tmp_path, written[1], data, record=vars(record))
     text = (tmp_path / "report" / "report.md").read_text()
     assert not (tmp_path / "report" / "curves.png").exists()
     assert "(curves.png)" not in text
-    assert "| metric | before: outputs/run | now: crowd-7 |" in text
-    assert f"| `map` | {found['map']:.3f} | {found['map']:.3f} (+0.000 =) |" in text
     assert found["record"]["checkpoint"] == "crowd-7"
     assert (found["record"]["commit"], found["record"]["device"]) == ("c1", "a GPU")
 

@@ -22,7 +22,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from recipe.cli import main
 from recipe.record import LOG_FILE, RunRecord, read_log
-from recipe.training.dashboard import Dashboard, TrackioRun
+from recipe.training.dashboard import Dashboard, TrackioRun, address
 from recipe.training.logs import MetricsLog
 
 WRITE_TOKEN = "write-token-of-the-test"
@@ -322,3 +322,22 @@ def test_no_token_stands_on_a_command_line(tmp_path, monkeypatch, where):
     assert len(TrackioRun(folder).missing()) == 1
     assert "--space" in commands[0]
     assert "secret" not in " ".join(commands[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "words"),
+    [
+        ({}, {}, "trackio show --project crowd-detr"),
+        ({"report_to": []}, {}, "none (--report_to none)"),
+        ({"report_to": ["wandb"]}, {"TRACKIO_SPACE_ID": "me/board"}, "none (--report_to wandb)"),
+        ({"trackio_space_id": "me/board"}, {}, "https://huggingface.co/spaces/me/board"),
+        ({}, {"TRACKIO_SPACE_ID": "board"}, "the Space board of your account"),
+        ({}, {"TRACKIO_SERVER_URL": "http://host:7860/?write_token=secret"}, "http://host:7860/"),
+    ],
+)
+def test_the_closing_lines_name_where_the_dashboard_really_is(monkeypatch, settings, variables, words):
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert address({"report_to": ["trackio"], "project": "crowd-detr", "trackio_space_id": None} | settings) == words

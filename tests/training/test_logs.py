@@ -13,15 +13,14 @@ from recipe.training import logs as tracking
 from recipe.training.logs import MetricsLog, PaceLog
 
 
-def settings(folder, **others):
+def settings(folder):
     """What the callbacks read of the library's arguments."""
     batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "world_size": 1}
-    best = {"metric_for_best_model": "eval_map", "greater_is_better": True}
-    return SimpleNamespace(**batch, **best | others, output_dir=str(folder))
+    return SimpleNamespace(**batch, output_dir=str(folder))
 
 
 def state(step: int = 0, **others):
-    known = {"is_world_process_zero": True, "max_steps": 4500, "best_metric": None, "epoch": step / 450}
+    known = {"is_world_process_zero": True, "max_steps": 4500, "epoch": step / 450}
     return SimpleNamespace(global_step=step, **known | others)
 
 
@@ -57,7 +56,6 @@ def test_warm_up_evaluations_and_checkpoints_are_not_counted_and_the_record_keep
     clock = [0.0]
     monkeypatch.setattr(tracking.time, "perf_counter", lambda: clock[0])
     log, args = PaceLog(train_images=3600, validation_images=360, command=""), settings(folder)
-    log.on_train_begin(args, state(), None)
     for step in range(1, 51):
         clock[0] += 30.0 if step <= 10 else 4.0  # kernels are chosen
         if step in (20, 30):
@@ -69,23 +67,6 @@ def test_warm_up_evaluations_and_checkpoints_are_not_counted_and_the_record_keep
     assert pace.images_per_second == pytest.approx(2.0)
     assert (pace.train_images, pace.validation_images, pace.epochs) == (3600, 360, 10)
     assert (record.run_id, record.settings, record.dataset) == ("0123", {"seed": 1}, {"data": "crowd"})
-
-
-def test_each_evaluation_says_the_best_so_far_and_the_time_that_is_left(monkeypatch, folder, caplog):
-    clock = [0.0]
-    monkeypatch.setattr(tracking.time, "perf_counter", lambda: clock[0])
-    log, args = PaceLog(3600, 360, command=""), settings(folder)
-    with caplog.at_level("INFO", "recipe"):
-        log.on_train_begin(args, state(450), None)  # resumed: only the steps since then tell the pace
-        clock[0] = 3600.0
-        log.on_evaluate(args, state(900, best_metric=0.3), None, metrics={"eval_map": 0.25})
-        log.on_evaluate(args, state(900, best_metric=0.3), None, metrics={"eval_all_map": 0.5})  # of all images
-        lower = settings(folder, metric_for_best_model="mr2_person", greater_is_better=False)
-        log.on_evaluate(lower, state(900, best_metric=0.3), None, metrics={"eval_mr2_person": 0.25})
-    assert [record.message for record in caplog.records] == [
-        "epoch 2.00: eval_map 0.2500, best so far 0.3000, about 8.0 h left",
-        "epoch 2.00: eval_mr2_person 0.2500, best so far 0.2500, about 8.0 h left",
-    ]
 
 
 def test_rows_are_plain_json_lines(folder):
