@@ -67,9 +67,10 @@ def grid(panels: Sequence[tuple[np.ndarray, str]], columns: int, legend: Mapping
         for line, text in enumerate(caption.split("\n")):
             cv2.putText(cell, text, (8, (line + 1) * LINE - 7), FONT, 0.45, INK, 1, cv2.LINE_AA)
         cell[2 * LINE :][: picture.shape[0], 8 : 8 + picture.shape[1]] = picture
-    bar = np.full((LINE + 8, columns * (width + 8), 3), 255, np.uint8)
+    beside = max(1, columns * (width + 8) // 180)  # words of the legend in a row
+    bar = np.full((LINE * -(-len(legend) // beside) + 8, columns * (width + 8), 3), 255, np.uint8)
     for place, (text, color) in enumerate(legend.items()):
-        x = 8 + 180 * place
-        cv2.rectangle(bar, (x, 6), (x + 14, 20), color, -1)
-        cv2.putText(bar, text, (x + 22, 18), FONT, 0.5, INK, 1, cv2.LINE_AA)
+        x, y = 8 + 180 * (place % beside), LINE * (place // beside)
+        cv2.rectangle(bar, (x, y + 6), (x + 14, y + 20), color, -1)
+        cv2.putText(bar, text, (x + 22, y + 18), FONT, 0.5, INK, 1, cv2.LINE_AA)
     return np.vstack([bar, *(np.hstack(list(cells[i : i + columns])) for i in range(0, len(cells), columns))])

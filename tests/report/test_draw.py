@@ -19,6 +19,12 @@ def test_drawing_changes_a_copy_and_pictures_stand_in_rows_under_their_captions_
     assert (sheet[:30] == COLORS[1]).all(axis=2).sum() > 100
 
 
+def test_a_legend_wider_than_its_only_picture_goes_on_below():
+    legend = {f"kind {number}": COLORS[number] for number in range(4)}
+    sheet = grid([(np.zeros((40, 400, 3), np.uint8), "one")], 1, legend)
+    assert all((sheet[:52] == color).all(axis=2).sum() > 100 for color in legend.values())
+
+
 def words(picture, box, label):
     """How many pixels within a box are filled with its colour: the ground that its words stand on."""
     x0, y0, x1, y1 = (int(value) for value in box)
