@@ -98,6 +98,7 @@ def parse(argv: Sequence[str], *, on_gpu: bool | None = None) -> Arguments:
     if gpu:
         defaults = defaults | {"accelerator_config": {"non_blocking": True}}  # pinned memory: copies wait for nothing
     parser.set_defaults(**defaults, bf16=gpu, use_cpu=not gpu, disable_tqdm=not sys.stderr.isatty())
+    parser.set_defaults(output_dir=Config.output_dir)  # of both classes, and `own` holds only what is given
     values, unknown = parser.parse_known_args(rest)
     if unknown:
         raise UserError(f"unknown flag {unknown[0]}{did_you_mean(unknown[:1], list(vars(values)))}. {HELP}")

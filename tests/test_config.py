@@ -44,6 +44,19 @@ def test_a_flag_beats_the_preset_and_the_default():
     assert (args.backbone, args.learning_rate) == ("here", 3e-4)
 
 
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        (["--data", "x"], "outputs/run"),
+        (["--preset", "pilot"], "outputs/pilot"),
+        (["--data", "x", "--output_dir", "y"], "y"),
+    ],
+)
+def test_the_folder_of_a_run_is_the_recipes_own_default(flags, folder):
+    """transformers has a flag of this name too, whose default is trainer_output."""
+    assert parse(flags).output_dir == folder
+
+
 def test_every_flag_may_be_written_with_dashes():
     """Fails where only transformers takes them: --output-dir went to its arguments and the run lay in two folders."""
     flags = ["--preset", "pilot", "--output-dir", "a-folder", "--max-hours=2", "--learning-rate", "3e-4"]
