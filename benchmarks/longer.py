@@ -2,8 +2,8 @@
 
     python benchmarks/longer.py --out outputs/longer [--steps 300]
 
-The same two commands as `recipe train` takes on real data, at the size of benchmarks/learns.py (minutes on a CPU), each
-evaluated on the four photographs that it learns. Exits with 1 if the second is not the better one.
+`recipe train` as on real data, at the size of benchmarks/learns.py (minutes on a CPU), each run evaluated on the four
+photographs that it learns. Exits with 1 if the second is not the better one.
 """
 
 from __future__ import annotations
