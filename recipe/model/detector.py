@@ -64,6 +64,7 @@ def detector_config(config: Config, backbone: DINOv3ViTConfig) -> Any:
         decoder_ffn_dim=config.d_model * kind.FFN,
         dropout=config.dropout,
         id2label=dict(enumerate(kind.LABELS)),
+        label2id={name: label for label, name in enumerate(kind.LABELS)},  # not derived: it would be saved as null
         **kind.SETTINGS,
     )
 
