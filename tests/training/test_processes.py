@@ -187,7 +187,7 @@ def test_one_process_over_its_time_stops_all_at_the_same_step(packed, tmp_path):
         check=False,
     )
     assert f"exitcode  : {DEADLINE_EXIT} " in done.stderr, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Traceback") == 1, done.stderr[-3000:]  # torchrun's own, of an exit code that is not 0
     (checkpoint,) = checkpoints(tmp_path / "run")
     assert checkpoint.name == "checkpoint-1"
     assert len([*checkpoint.glob("rng_state*")]) == 2

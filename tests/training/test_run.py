@@ -71,11 +71,13 @@ def test_a_tokens_value_is_left_out_however_its_flag_is_written():
     ]
 
 
-def test_a_run_of_version_0_1_is_not_resumed_on_other_batches(tmp_path):
-    old = {"run_name": "run", "run_id": "1", "started": "today", "training": {}, "config": {}, "dataset": {}}
+def test_the_record_of_a_run_of_version_0_1_is_read_and_the_run_resumed(tmp_path):
+    old = {"run_name": "run", "run_id": "1", "started": "today", "training": {"seed": 3}, "config": {}, "dataset": {}}
     (tmp_path / "run.json").write_text(json.dumps(old | {"identity": expected()}))
-    with pytest.raises(UserError, match=r"other settings: recipe was 0\.1, now 0\.2"):
-        check_run_folder(tmp_path, expected(), "auto")
+    check_run_folder(tmp_path, expected(), "auto")
+    assert RunRecord.load(tmp_path / "run.json").settings == {"seed": 3}
+    with pytest.raises(UserError, match="other settings: seed was"):
+        check_run_folder(tmp_path, expected() | {"seed": -1}, "auto")
 
 
 def test_resume_never_refuses_to_overwrite_a_run(tmp_path):
