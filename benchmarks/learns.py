@@ -160,7 +160,7 @@ def show(out: Path, found: list[dict[str, Any]], seeds: int) -> None:
             place.plot(differences, [row] * seeds, "o", color="#1f77b4", alpha=0.6)
             place.errorbar(differences.mean(), row, xerr=spread, fmt="|", color="#d55e00", markersize=18, capsize=4)
         place.axvline(0, color="grey", linewidth=0.8)
-        place.set(title=f"held-out {name}, minus that of {OURS} ({mean:.3f}); {best} is better")
+        place.set(title=f"held-out {name} minus DETR's {mean:.3f}; {best} is better")
         place.set(yticks=range(len(SIDES)), yticklabels=list(SIDES), ylim=(len(SIDES) - 0.5, -0.5))
         place.title.set_fontsize(9)
     figure.savefig(out / "learns.png")
