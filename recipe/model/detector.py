@@ -71,10 +71,8 @@ def detector_config(config: Config, backbone: DINOv3ViTConfig) -> Any:
 
 @torch.no_grad()
 def initialise(model: Detector, class_prior: Sequence[float]) -> None:
-    """As in the code of Carion et al. 2020 and Zhu et al. 2021: xavier in the transformer, N(0, 1) queries.
-
-    transformers draws everything from N(0, 0.02), queries too: all 300 first boxes then agree to 6e-6.
-    """
+    """As in the code of Carion et al. 2020 and Zhu et al. 2021: xavier in the transformer, N(0, 1) queries."""
+    # transformers draws everything from N(0, 0.02), queries too: all 300 first boxes then agree to 6e-6.
     nn.init.normal_(model.model.query_position_embeddings.weight)
     modules: Any = model.named_modules()
     for name, module in modules:
