@@ -185,14 +185,18 @@ def easiest(out: Path, count: int = 4) -> Path:
     return packed
 
 
-def learn_by_heart(data: Path, folder: Path, detector: str) -> None:
-    start, shape = time.monotonic(), [f"--{name}={value}" for name, value in SHAPE.items()]
-    flags = [*shape, "--detector", detector, "--data", str(data), "--output_dir", str(folder)]
-    recipe(["train", *flags, *BY_HEART.split(), *STEPS[detector].split()])
-    minutes = (time.monotonic() - start) / 60
+def train_and_evaluate(data: Path, folder: Path, *more: str) -> dict[str, Any]:
+    """`recipe train` with the flags `more`, then `recipe evaluate` on the photographs that it learns: its numbers."""
+    flags = ["--data", str(data), "--output_dir", str(folder), *(f"--{name}={value}" for name, value in SHAPE.items())]
+    recipe(["train", *flags, *BY_HEART.split(), *more])
     recipe(["evaluate", str(folder), "--data", str(data), "--split", "train", "--out", str(folder / "on-train")])
-    found = json.loads((folder / "on-train" / "report" / "metrics.json").read_text())
-    print(f"{detector}: {STEPS[detector]}, {minutes:.0f} minutes")
+    return json.loads((folder / "on-train" / "report" / "metrics.json").read_text())
+
+
+def learn_by_heart(data: Path, folder: Path, detector: str) -> None:
+    start = time.monotonic()
+    found = train_and_evaluate(data, folder, "--detector", detector, *STEPS[detector].split())
+    print(f"{detector}: {STEPS[detector]}, {(time.monotonic() - start) / 60:.0f} minutes")
     print(f"  recipe evaluate                map_50 {found['map_50']:.3f}, map {found['map']:.3f}")
     for name, detect in plain_ways(folder).items():
         plain = measure(data, detect)

@@ -9,21 +9,15 @@ photographs that it learns. Exits with 1 if the second is not the better one.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from learns import BY_HEART, SHAPE, easiest
-
-from recipe.cli import main as recipe
+from learns import easiest, train_and_evaluate
 
 
 def train(data: Path, folder: Path, steps: int, *more: str) -> float:
-    """`recipe train` with the flags `more`, then `recipe evaluate`: its map."""
-    flags = ["--data", str(data), "--output_dir", str(folder), *(f"--{name}={value}" for name, value in SHAPE.items())]
-    recipe(["train", *flags, *BY_HEART.split(), "--encoder_layers", "1", "--max_steps", str(steps), *more])
-    recipe(["evaluate", str(folder), "--data", str(data), "--split", "train", "--out", str(folder / "on-train")])
-    return json.loads((folder / "on-train" / "report" / "metrics.json").read_text())["map"]
+    """The map of a run on the photographs that it learns."""
+    return train_and_evaluate(data, folder, "--encoder_layers", "1", "--max_steps", str(steps), *more)["map"]
 
 
 def main() -> int:

@@ -15,8 +15,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args, get_type_hints
 
-from recipe.config import COUNT, SHARE, Range, check_ranges, split_flags
+from recipe.config import COUNT, SHARE, Config, Range, check_ranges, split_flags
 from recipe.machine import in_words, outlive_readers
 from recipe.schema import SPLITS, UserError
 
@@ -109,9 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch_size", type=int, default=4)
     evaluate.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     evaluate.add_argument("--limit", type=int, help="only so many images, drawn by seed 0")
-    evaluate.add_argument(
-        "--backbone_precision", choices=("bf16", "fp8", "int8"), default="bf16", help="as in training"
-    )
+    precisions = get_args(get_type_hints(Config)["backbone_precision"])
+    evaluate.add_argument("--backbone_precision", choices=precisions, default="bf16", help="as in training")
     evaluate.add_argument("--compare", type=Path, help="an earlier metrics.json to stand beside")
     evaluate.add_argument("--save-detections", action="store_true", help="predictions.json and images.json for COCO")
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from recipe.record import RUN_FILE
+
 logger = logging.getLogger(__name__)
 
 SEAL = "seal.json"
@@ -98,7 +100,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def seal_old_checkpoints(folder: Path) -> None:
     """Version 0.1 sealed nothing: its checkpoints, of which trainer_state.json was written last, are sealed now."""
-    record = folder / "run.json"
+    record = folder / RUN_FILE
     if record.exists() and '"identity"' in record.read_text():
         for checkpoint in checkpoints(folder):
             with contextlib.suppress(OSError, ValueError):

@@ -66,8 +66,17 @@ def job_space(args: Arguments) -> str | None:
     """
     if "trackio" not in args.report_to:
         return None
-    given = args.trackio_space_id or os.environ.get("TRACKIO_SPACE_ID")  # wins over a server, as in Trackio
-    return given or (None if "TRACKIO_SERVER_URL" in os.environ else "trackio")
+    return named_space(args.trackio_space_id) or (None if "TRACKIO_SERVER_URL" in os.environ else "trackio")
+
+
+def named_space(given: str | None) -> str | None:
+    """The Space of a run: as given, else by TRACKIO_SPACE_ID. It wins over a server, as in Trackio."""
+    return given or os.environ.get("TRACKIO_SPACE_ID")
+
+
+def server() -> str:
+    """The address of a server of one's own, without the write token that may stand behind it; "" for none."""
+    return os.environ.get("TRACKIO_SERVER_URL", "").split("?")[0]
 
 
 class TrackioRun:
@@ -76,7 +85,7 @@ class TrackioRun:
     def __init__(self, folder: Path, space: str | None = None, resume: str = "allow") -> None:
         self.folder, self.resume, record = folder, resume, RunRecord.load(folder / RUN_FILE)
         self.settings, self.name = record.settings, record.run_name
-        self.space = space or self.settings.get("trackio_space_id") or os.environ.get("TRACKIO_SPACE_ID")
+        self.space = named_space(space or self.settings.get("trackio_space_id"))
         self._there: set[tuple[int, str]] = set()  # step and first name of each row
 
     def start(self) -> None:
@@ -118,8 +127,7 @@ class TrackioRun:
 
     def _steps(self, metric: str) -> set[int]:
         """Those at which the dashboard has it."""
-        # A server's write token may stand behind its address; to read, none is needed.
-        where = self.space or os.environ.get("TRACKIO_SERVER_URL", "").split("?")[0]
+        where = self.space or server()  # to read from a server, no token is needed
         if self.space:
             where = full_id(self.space, {} if "/" in self.space else HfApi().whoami())
         command = [sys.executable, "-c", TRACKIO, *(["--space", where] if where else []), "get", "metric", "--json"]
@@ -189,10 +197,9 @@ def address(settings: Mapping[str, Any]) -> str:
     """Where the rows of a run with these settings are shown: a Space, a server, this machine, or nowhere."""
     if "trackio" not in settings["report_to"]:
         return f"none (--report_to {','.join(settings['report_to']) or 'none'})"
-    if space := settings["trackio_space_id"] or os.environ.get("TRACKIO_SPACE_ID"):
+    if space := named_space(settings["trackio_space_id"]):
         return f"{HfApi().endpoint}/spaces/{space}" if "/" in space else f"the Space {space} of your account"
-    # Without the write token that may stand behind a server's address.
-    return os.environ.get("TRACKIO_SERVER_URL", "").split("?")[0] or f"trackio show --project {settings['project']}"
+    return server() or f"trackio show --project {settings['project']}"
 
 
 def sync(options: argparse.Namespace) -> int:

@@ -58,8 +58,7 @@ def find_batch_size(
 def densest(dataset: CrowdDataset, size: int) -> list[int]:
     """The `size` images with most boxes among those that are resized to the most pixels; too few are repeated."""
     notes = dataset.annotations
-    sizes = zip(notes.height.tolist(), notes.width.tolist(), strict=True)
-    resized = np.array([dataset.geometry.resized(*each) for each in sizes])  # [n, 2]
+    resized = notes.sizes(dataset.geometry)  # [n, 2]
     largest = (resized == resized[resized.prod(axis=1).argmax()]).all(axis=1)  # [n] bool
     order = np.argsort(-notes.counts, kind="stable")
     return [int(index) for index in np.resize(order[largest[order]], size)]

@@ -31,9 +31,8 @@ from recipe.model.loss import LOSSES, count_items, loss_weights
 
 logger = logging.getLogger(__name__)
 
-BATCH_SECONDS = (
-    600  # a loader's worker that gives no batch for so long hangs: eight images take it a tenth of a second
-)
+# A loader's worker that gives no batch for so long hangs: eight images take it a tenth of a second.
+BATCH_SECONDS = 600
 
 
 class Diverged(RuntimeError):
